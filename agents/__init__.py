@@ -1,0 +1,1 @@
+"""Who decides: PPO on graphs, every baseline, the evaluation protocol and its reports."""

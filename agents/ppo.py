@@ -1,0 +1,221 @@
+"""PPO (Schulman et al., 2017; Stable-Baselines3's) with the graph network of :mod:`gns.network` as its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from torch import Tensor, nn
+
+from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.padding import PadGraph, unpad
+from envs.tasks import Task
+from envs.workers import WorkersVecEnv
+from gns.network import GNSNetwork, GraphEncoder, NetworkConfig
+from gns.policy import GNSPolicy, PolicyConfig
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of PPO; names as in Stable-Baselines3.
+
+    :param num_envs: environments side by side; a rollout mixes the tasks they drew
+    :param episodes_per_rollout: episodes between two updates of the policy
+    :param batch_size: decisions a gradient step
+    :param final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly
+    :param log_std: logarithm of the standard deviation of actions at the start
+    :param learn_std: whether it is learned
+    :param target_kl: stop the passes over a rollout when the policy has moved this far
+    :param network: shape of the graph network
+    """
+
+    num_envs: int = 16
+    episodes_per_rollout: int = 64
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.1
+    n_epochs: int = 10
+    batch_size: int = 320
+    gamma: float = 1.0
+    gae_lambda: float = 0.97
+    clip_range: float = 0.2
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float | None = 0.03
+    log_std: float = -0.7
+    learn_std: bool = True
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+
+class GraphFeatures(BaseFeaturesExtractor):
+    """SB3's features extractor: unpads the observations and encodes the graphs."""
+
+    def __init__(self, observation_space: spaces.Space, encoder: GraphEncoder, width: int) -> None:
+        super().__init__(observation_space, features_dim=width)
+        self.encoder = encoder
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Return the graph embeddings, (B, hidden)."""
+        return self.encoder(unpad(observations))
+
+
+class GraphActorCriticPolicy(ActorCriticPolicy):
+    """SB3's actor-critic policy around a :class:`gns.network.GNSNetwork`, whose modules it uses as they are."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Callable[[float], float],
+        network_config: NetworkConfig,
+        log_std_init: float = 0.0,
+        learn_std: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self._network_config, self._learn_std = network_config, learn_std
+        network = GNSNetwork(network_config)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            ortho_init=False,
+            log_std_init=log_std_init,
+            features_extractor_class=GraphFeatures,
+            features_extractor_kwargs={"encoder": network.encoder, "width": network_config.hidden},
+            **kwargs,
+        )
+        self.action_net: nn.Module = network.actor
+        self.value_net: nn.Module = network.critic  # type: ignore[assignment]
+        self.log_std.requires_grad_(learn_std)
+        self.optimizer = self.optimizer_class(
+            [p for p in self.parameters() if p.requires_grad], lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    def network_state(self) -> dict[str, Tensor]:
+        """Return the weights as a ``state_dict`` of :class:`gns.network.GNSNetwork`."""
+        parts = {"encoder": self.features_extractor.encoder, "actor": self.action_net, "critic": self.value_net}
+        return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for key in ("net_arch", "ortho_init", "features_extractor_class", "features_extractor_kwargs"):
+            data.pop(key)
+        return {**data, "network_config": self._network_config, "learn_std": self._learn_std}
+
+
+class TaskReturnScaling(VecEnvWrapper):
+    """Divides the rewards of each task and optimizer by the running deviation of their episodes' returns.
+
+    Tasks differ in how far their loss can fall, and returns of one scale let one critic and one clip range serve all.
+    Welford's algorithm; until a pair has two episodes its rewards stay as they are. Raw returns stay in
+    ``info["episode_return"]``.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.moments: dict[str, list[float]] = {}  # count, mean, sum of squared deviations
+        self._returns = np.zeros(self.num_envs)
+
+    def reset(self) -> Any:
+        """Reset every environment."""
+        self._returns[:] = 0.0
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait, and scale the rewards."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        keys = [f"{info['task']}/{info['optimizer']}" for info in infos]
+        self._returns += rewards
+        for i in np.flatnonzero(dones):
+            infos[i]["episode_return"] = float(self._returns[i])
+            self._note(keys[i], float(self._returns[i]))
+            self._returns[i] = 0.0
+        return observations, rewards / np.array([self.deviation(key) for key in keys]), dones, infos
+
+    def deviation(self, key: str) -> float:
+        """Standard deviation of the returns so far, 1 while unknown."""
+        count, _, squares = self.moments.get(key, (0.0, 0.0, 0.0))
+        return max((squares / (count - 1)) ** 0.5, 1e-3) if count >= 2 else 1.0
+
+    def _note(self, key: str, value: float) -> None:
+        moments = self.moments.setdefault(key, [0.0, 0.0, 0.0])
+        moments[0] += 1
+        delta = value - moments[1]
+        moments[1] += delta / moments[0]
+        moments[2] += delta * (value - moments[1])
+
+
+def make_vec_env(tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int) -> VecEnv:
+    """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` processes (0: in this one)."""
+    limits = LearningRateEnv(tasks, config).graph_limits()
+
+    def make() -> gym.Env:
+        return PadGraph(LearningRateEnv(tasks, config), limits[0], max(limits[1], 1))
+
+    factories = [make] * num_envs
+    venv: VecEnv = WorkersVecEnv(factories, workers) if workers > 0 else DummyVecEnv(factories)
+    venv.seed(seed)
+    return TaskReturnScaling(venv)
+
+
+def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int, tensorboard: str | None = None) -> PPO:
+    """Return SB3's PPO on the environments.
+
+    :param decisions: decisions an episode takes at most
+    """
+    steps = max(1, config.episodes_per_rollout // config.num_envs) * decisions
+
+    def learning_rate(remaining: float) -> float:
+        return config.learning_rate * (config.final_learning_rate + (1.0 - config.final_learning_rate) * remaining)
+
+    return PPO(
+        GraphActorCriticPolicy,
+        venv,
+        learning_rate=learning_rate,
+        n_steps=steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl,
+        tensorboard_log=tensorboard,
+        policy_kwargs={
+            "network_config": config.network,
+            "log_std_init": config.log_std,
+            "learn_std": config.learn_std,
+        },
+        seed=seed,
+        device="cpu",
+    )
+
+
+def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[str, Any]) -> GNSPolicy:
+    """Return the network of a PPO agent as a policy that needs no RL package.
+
+    :param training: what it was trained on, for its model card
+    """
+    assert isinstance(model.policy, GraphActorCriticPolicy)
+    policy = GNSPolicy(PolicyConfig(network=config.network, decision=env.decision, training=training))
+    policy.network.load_state_dict({name: value.detach().clone() for name, value in model.policy.network_state().items()})
+    return policy.eval()
+
+
+def single_thread() -> None:
+    """Use one thread and flush denormals in this process: fast for small networks, and repeatable bit for bit."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)

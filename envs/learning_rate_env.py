@@ -1,0 +1,303 @@
+"""``gns/LearningRate-v0``: a training run as a Gymnasium environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.tasks import Task, get_task
+from envs.training_run import OPTIMIZERS, TrainingRun
+from gns.decision import DecisionConfig, DecisionCore, Observation
+from gns.errors import InvalidSettingError, UnknownNameError, require_positive
+from gns.features import get_schema, log_loss
+from gns.guard import GuardConfig, Snapshot
+from gns.layer_graph import NODE_TYPES, LayerGraph, layer_graph
+
+REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
+_MAX_BLOCKS = 10_000
+_LARGEST_LOSS = 1e6  # a loss beyond it, or NaN, counts as this much
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What episodes are drawn from, and how they are rewarded.
+
+    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
+    :param budgets: smallest and largest budget T in updates; drawn log-uniformly
+    :param learning_rates: for each optimizer the prior of the initial rate (D_alpha): bounds of a log-uniform law
+    :param decision: how actions become rates
+    :param guard: when a run is taken back
+    :param reward: ``log-loss`` (fall of the log of the loss on the reward split) or ``gns-paper`` (see
+        :meth:`LearningRateEnv.step`)
+    :param reward_probability: share of decisions that are evaluated; the last one always is
+    :param paper_threshold: metric above which ``gns-paper`` counts tenfold
+    :param divergence_penalty: subtracted from the reward when a run ends because it diverged
+    :param device: where to train
+    """
+
+    optimizers: tuple[str, ...] = ("adam", "sgdm")
+    budgets: tuple[int, int] = (100, 400)
+    learning_rates: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"adam": (1e-5, 1e-1), "adamw": (1e-5, 1e-1), "sgdm": (1e-4, 1.0)}
+    )
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    reward: str = "log-loss"
+    reward_probability: float = 0.2
+    paper_threshold: float = 0.9
+    divergence_penalty: float = 2.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in self.optimizers:
+            if name not in OPTIMIZERS:
+                raise UnknownNameError("optimizer", name, OPTIMIZERS)
+            low, high = self.learning_rates.get(name, (0.0, 0.0))
+            require_positive(f"the lowest initial learning rate of {name}", low)
+            if not low <= high:
+                raise InvalidSettingError(f"learning_rates of {name} are {(low, high)}; expected (lowest, highest).")
+        if not self.optimizers:
+            raise InvalidSettingError("optimizers is empty; expected at least one.")
+        if self.reward not in REWARDS:
+            raise UnknownNameError("reward", self.reward, REWARDS)
+        if not 0.0 <= self.reward_probability <= 1.0:
+            raise InvalidSettingError(f"reward_probability is {self.reward_probability}; expected one in [0, 1].")
+        if not self.divergence_penalty >= 0.0 or math.isinf(self.divergence_penalty):
+            raise InvalidSettingError(f"divergence_penalty is {self.divergence_penalty}; expected a finite number >= 0.")
+        low, high = self.budgets
+        self.decision.interval(low)  # raises on a budget too small
+        if not low <= high:
+            raise InvalidSettingError(f"budgets is {self.budgets}; expected (smallest, largest).")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one episode trains."""
+
+    task: Task
+    optimizer: str
+    budget: int
+    learning_rate: float
+    seed: int
+
+
+class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
+    """A training run whose learning rate the agent sets.
+
+    *Observation*: the layer graph at a decision, taken on the pending gradient of the coming update. Row l of
+    ``nodes`` is [type, block, node features of layer l, global features], see :mod:`gns.features`; every edge carries
+    the number 1. Always finite.
+
+    *Action*: one number in [-1, 1], turned into a rate by the action mode (:class:`gns.decision.DecisionConfig`).
+
+    *Reward*: the fall of log(loss on the reward split) since it was last evaluated. Rewards add up to
+    log(loss before the first update) - log(loss after the last), whichever decisions were evaluated.
+
+    *End*: ``terminated`` when the budget is spent, or when the run diverged more often than the guard allows.
+    ``truncated`` never.
+
+    :param tasks: names or tasks; each episode draws one
+    :param config: what episodes are drawn from
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(self, tasks: Sequence[str | Task] = ("digits_mlp",), config: EnvConfig | None = None) -> None:
+        self.config = config or EnvConfig()
+        self.tasks = [task if isinstance(task, Task) else get_task(task) for task in tasks]
+        if not self.tasks:
+            raise InvalidSettingError("tasks is empty; expected at least one task.")
+        self._schema = get_schema(self.config.decision.features)
+        self._graphs: dict[str, LayerGraph] = {}
+        low, high = _observation_bounds(self._schema)
+        self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+
+    @property
+    def schema(self) -> Any:
+        """The feature schema of the observations."""
+        return self._schema
+
+    def graph_limits(self) -> tuple[int, int]:
+        """Return the largest numbers of nodes and of edges over all tasks."""
+        graphs = []
+        for task in self.tasks:
+            if task.name not in self._graphs:
+                run = TrainingRun(task, self.config.optimizers[0], 1e-3, seed=0, device=self.config.device)
+                self._graphs[task.name] = layer_graph(run.model, run.compute_gradient())
+            graphs.append(self._graphs[task.name])
+        return max(g.num_nodes for g in graphs), max(g.num_edges for g in graphs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
+        """Draw an episode and begin it; the first decision precedes the first update.
+
+        :param options: any of ``task`` (a name), ``optimizer``, ``budget``, ``learning_rate`` and ``seed`` (of the
+            training run) to set instead of drawing
+        :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be
+        """
+        super().reset(seed=seed)
+        self.episode = episode = self._draw(options or {})
+        self.run = TrainingRun(
+            episode.task, episode.optimizer, episode.learning_rate, episode.seed, self.config.device
+        )
+        go_back = self.run.position()
+        loss = self.run.compute_gradient()
+        if episode.task.name not in self._graphs:
+            self._graphs[episode.task.name] = layer_graph(self.run.model, loss)
+        self.core = DecisionCore(
+            self.run.model, self.run.optimizer, self._graphs[episode.task.name], episode.budget, self.config.decision
+        )
+        self.rollbacks, self.evaluations = 0, 0
+        self._snapshot = Snapshot(self.run.model, self.run.optimizer)
+        self._evaluated = self._evaluate()
+        observation = self.core.observe()
+        if self.config.guard.enabled:
+            self._snapshot.take(0, go_back)
+        return self._instance(observation), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, float, bool, bool, dict[str, Any]]:
+        """Apply the pending update at the new rate and the K - 1 that follow, and compute the next gradient.
+
+        With reward ``gns-paper`` (released code of Xiong et al., ICLR 2022) an evaluation gives
+        10 * (metric_now^2 - metric_before^2), ten times that above ``paper_threshold``; where the paper's code spreads
+        it over the decisions since the last evaluation afterwards, it is given here at the evaluation.
+        """
+        self.core.decide(float(np.asarray(action).reshape(-1)[0]))
+        go_back = self.run.position()
+        while True:
+            self.core.before_update()
+            self.run.apply_update()
+            self.core.after_update(self.run.loss)
+            if self.core.finished:
+                break
+            go_back = self.run.position() if self.core.decision_due else go_back
+            self.run.compute_gradient()
+            if self.core.decision_due:
+                break
+        observation = self.core.observe()
+        failed = False
+        if self.core.diverged(self.config.guard.loss_multiple):
+            observation, failed = self._recover(observation)
+        elif self.config.guard.enabled:
+            self._snapshot.take(self.core.steps, go_back)
+        terminated = failed or self.core.finished
+        reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
+        return self._instance(observation), reward, terminated, False, self._info(terminated, failed)
+
+    def _recover(self, observation: Observation) -> tuple[Observation, bool]:
+        """Take a diverged run back to the last good snapshot.
+
+        :return: the observation to go on with, and whether the run is lost
+        """
+        guard = self.config.guard
+        if not guard.enabled:
+            return observation, not bool(self.core.statistics.finite)
+        self.rollbacks += 1
+        self._snapshot.restore()
+        self.core.roll_back(guard.cut, self._snapshot.steps)
+        lost = self.rollbacks > guard.max_rollbacks
+        if not lost and not self.core.finished:
+            self.run.compute_gradient()
+        return self.core.observe(), lost
+
+    def _draw(self, options: dict[str, Any]) -> Episode:
+        known = {"task", "optimizer", "budget", "learning_rate", "seed"}
+        for key in options:
+            if key not in known:
+                raise UnknownNameError("reset option", key, known)
+        rng, config = self.np_random, self.config
+        # Every draw is made whatever the options say, so that setting one leaves the others as they were.
+        task = self.tasks[int(rng.integers(len(self.tasks)))]
+        optimizer = config.optimizers[int(rng.integers(len(config.optimizers)))]
+        budget = round(_log_uniform(rng, *config.budgets))
+        position, seed = rng.random(), int(rng.integers(2**31))
+        optimizer = options.get("optimizer", optimizer)
+        if "task" in options:
+            by_name = {task.name: task for task in self.tasks}
+            if options["task"] not in by_name:
+                raise UnknownNameError("task of this environment", options["task"], by_name)
+            task = by_name[options["task"]]
+        if optimizer not in config.learning_rates:
+            raise UnknownNameError("optimizer of this environment", optimizer, config.learning_rates)
+        low, high = config.learning_rates[optimizer]
+        return Episode(
+            task=task,
+            optimizer=optimizer,
+            budget=options.get("budget", budget),
+            learning_rate=options.get("learning_rate", low * (high / low) ** position),
+            seed=options.get("seed", seed),
+        )
+
+    def _evaluate(self) -> tuple[float, float]:
+        loss, metric = self.run.evaluate_reward_split()
+        self.evaluations += 1
+        return min(loss, _LARGEST_LOSS) if not math.isnan(loss) else _LARGEST_LOSS, metric
+
+    def _reward(self, always: bool) -> float:
+        drawn = self.np_random.random() < self.config.reward_probability
+        if not (drawn or always):
+            return 0.0
+        before, self._evaluated = self._evaluated, self._evaluate()
+        if self.config.reward == "log-loss":
+            return log_loss(before[0]) - log_loss(self._evaluated[0])
+        gain = 10.0 * (self._evaluated[1] ** 2 - before[1] ** 2)
+        return 10.0 * gain if self._evaluated[1] > self.config.paper_threshold else gain
+
+    def _instance(self, observation: Observation) -> spaces.GraphInstance:
+        return spaces.GraphInstance(
+            nodes=node_matrix(observation),
+            edges=np.ones((observation.edges.shape[1], 1), dtype=np.float32),
+            edge_links=observation.edges.T.astype(np.int64),
+        )
+
+    def _info(self, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
+        info: dict[str, Any] = {
+            "task": self.episode.task.name,
+            "optimizer": self.episode.optimizer,
+            "budget": self.episode.budget,
+            "initial_lr": self.episode.learning_rate,
+            "learning_rate": self.core.learning_rate,
+            "update": self.core.update,
+            "rollbacks": self.rollbacks,
+        }
+        if terminated:
+            info |= {
+                "reward_loss": self._evaluated[0],
+                "reward_metric": self._evaluated[1],
+                "evaluations": self.evaluations,
+                "diverged": failed,
+            }
+        return info
+
+
+def node_matrix(observation: Observation) -> np.ndarray:
+    """Return [type, block, node features, global features] a layer: float32 (L, 2 + F + G)."""
+    layers = len(observation.nodes)
+    return np.concatenate(
+        [
+            observation.node_types[:, None],
+            observation.blocks[:, None],
+            observation.nodes,
+            np.broadcast_to(observation.globals, (layers, len(observation.globals))),
+        ],
+        axis=1,
+    ).astype(np.float32)
+
+
+def _observation_bounds(schema: Any) -> tuple[np.ndarray, np.ndarray]:
+    width = len(schema.node) + len(schema.globals)
+    low = np.concatenate([[0.0, 0.0], np.full(width, -schema.bound)])
+    high = np.concatenate([[len(NODE_TYPES), _MAX_BLOCKS], np.full(width, schema.bound)])
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(low * (high / low) ** rng.random())

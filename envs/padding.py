@@ -1,0 +1,96 @@
+"""Padding of graph observations to a ``Dict`` of ``Box``es, which SB3's buffers, checkers and savers understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.learning_rate_env import LearningRateEnv
+from gns.errors import InvalidSettingError
+from gns.network import GraphBatch
+
+
+class PadGraph(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, spaces.GraphInstance]):
+    """Pads graphs of up to ``max_nodes`` nodes and ``max_edges`` edges.
+
+    The observation is a dictionary of float32 arrays: ``nodes`` (max_nodes, 2 + F), rows [type, block, features];
+    ``edges`` (2, max_edges); ``globals`` (G,), left out where the schema has none; ``sizes`` (2,), the numbers of nodes
+    and edges. What lies beyond the sizes is 0 and is read by nobody.
+
+    :param env: an environment with graph observations
+    :param max_nodes: room for nodes; the largest of the environment's tasks by default
+    :param max_edges: room for edges, likewise
+    """
+
+    def __init__(self, env: gym.Env, max_nodes: int | None = None, max_edges: int | None = None) -> None:
+        super().__init__(env)
+        base = env.unwrapped
+        assert isinstance(base, LearningRateEnv)
+        if max_nodes is None or max_edges is None:
+            nodes, edges = base.graph_limits()
+            max_nodes, max_edges = max_nodes or nodes, max_edges or max(edges, 1)
+        self.max_nodes, self.max_edges = max_nodes, max_edges
+        self._width = 2 + len(base.schema.node)
+        space = base.observation_space
+        assert isinstance(space, spaces.Graph) and isinstance(space.node_space, spaces.Box)
+        low, high = space.node_space.low, space.node_space.high
+        boxes: dict[str, spaces.Space] = {
+            "nodes": spaces.Box(np.tile(low[: self._width], (max_nodes, 1)), np.tile(high[: self._width], (max_nodes, 1))),
+            "edges": spaces.Box(0.0, float(max_nodes - 1) or 1.0, (2, max_edges)),
+            "sizes": spaces.Box(0.0, np.array([max_nodes, max_edges], dtype=np.float32)),
+        }
+        if base.schema.globals:
+            boxes["globals"] = spaces.Box(low[self._width :], high[self._width :])
+        self.observation_space = spaces.Dict(boxes)
+
+    def observation(self, observation: spaces.GraphInstance) -> dict[str, np.ndarray]:
+        """Pad one graph.
+
+        :raises InvalidSettingError: if it is larger than the room there is
+        """
+        nodes, links = observation.nodes, observation.edge_links
+        assert links is not None
+        if len(nodes) > self.max_nodes or len(links) > self.max_edges:
+            raise InvalidSettingError(
+                f"The layer graph has {len(nodes)} nodes and {len(links)} edges; there is room for {self.max_nodes} and "
+                f"{self.max_edges}. Raise max_nodes and max_edges."
+            )
+        padded = {
+            "nodes": np.zeros((self.max_nodes, self._width), dtype=np.float32),
+            "edges": np.zeros((2, self.max_edges), dtype=np.float32),
+            "sizes": np.array([len(nodes), len(links)], dtype=np.float32),
+        }
+        padded["nodes"][: len(nodes)] = nodes[:, : self._width]
+        padded["edges"][:, : len(links)] = links.T
+        if "globals" in self.observation_space.spaces:  # type: ignore[attr-defined]
+            padded["globals"] = nodes[0, self._width :].copy()
+        return padded
+
+
+def unpad(observation: dict[str, Tensor]) -> GraphBatch:
+    """Join B padded observations into one batch of graphs, by index arithmetic alone.
+
+    :param observation: as :class:`PadGraph` makes them, with a leading batch dimension B
+    """
+    nodes, edges, sizes = observation["nodes"], observation["edges"], observation["sizes"].long()
+    count, room = nodes.shape[:2]
+    device = nodes.device
+    has_node = torch.arange(room, device=device) < sizes[:, :1]
+    has_edge = torch.arange(edges.shape[2], device=device) < sizes[:, 1:]
+    offsets = sizes[:, 0].cumsum(0) - sizes[:, 0]
+    rows = nodes[has_node]
+    numbered = (edges.long() + offsets[:, None, None]).transpose(0, 1)
+    globals_ = observation.get("globals")
+    return GraphBatch(
+        nodes=rows[:, 2:],
+        node_types=rows[:, 0].long(),
+        blocks=rows[:, 1].long(),
+        edges=numbered[:, has_edge],
+        graph=torch.repeat_interleave(torch.arange(count, device=device), sizes[:, 0]),
+        globals=globals_ if globals_ is not None else nodes.new_zeros(count, 0),
+    )

@@ -1,0 +1,174 @@
+"""Many environments in a few processes, as an SB3 ``VecEnv``.
+
+SB3's ``SubprocVecEnv`` has a process for every environment. On a machine of few cores, a few processes that each step
+several environments collect faster and start sooner. What an environment does depends on its seed alone, so the number
+of processes changes no result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from gns.errors import GNSError
+
+
+class WorkerError(GNSError, RuntimeError):
+    """A worker process raised or died."""
+
+
+def _work(connection: Connection, pickled_factories: bytes) -> None:
+    """Serve calls on a block of environments until told to close."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # diverged runs fill with denormals, which are slow tenfold
+    try:
+        block = DummyVecEnv(cloudpickle.loads(pickled_factories))
+        connection.send((True, (block.observation_space, block.action_space, block.envs[0].render_mode)))
+        while True:
+            name, arguments = connection.recv()
+            if name == "close":
+                block.close()
+                return
+            connection.send((True, _CALLS[name](block, *arguments)))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except BaseException as error:  # the parent raises it
+        connection.send((False, f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _reset(block: DummyVecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
+    block._seeds, block._options = seeds, options
+    return block.reset(), block.reset_infos
+
+
+def _step(block: DummyVecEnv, actions: np.ndarray) -> Any:
+    return block.step(actions)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "reset": _reset,
+    "step": _step,
+    "get_attr": lambda block, name, indices: block.get_attr(name, indices),
+    "set_attr": lambda block, name, value, indices: block.set_attr(name, value, indices),
+    "env_method": lambda block, name, indices, args, kwargs: block.env_method(name, *args, indices=indices, **kwargs),
+    "env_is_wrapped": lambda block, wrapper, indices: block.env_is_wrapped(wrapper, indices),
+}
+
+
+class WorkersVecEnv(VecEnv):
+    """Steps ``len(factories)`` environments in ``workers`` processes of one thread each.
+
+    :param factories: functions that make one environment each; their observations must be of one shape
+    :param workers: number of processes, at most one an environment
+    :raises WorkerError: if a worker cannot make its environments, or later raises or dies
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], gym.Env]], workers: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["envs"])
+        blocks = np.array_split(np.arange(len(factories)), min(workers, len(factories)))
+        self._blocks = [block.tolist() for block in blocks]
+        self._connections: list[Connection] = []
+        self._processes = []
+        for block in self._blocks:
+            here, there = context.Pipe()
+            payload = cloudpickle.dumps([factories[i] for i in block])
+            process = context.Process(target=_work, args=(there, payload), daemon=True)
+            process.start()
+            there.close()
+            self._connections.append(here)
+            self._processes.append(process)
+        observation_space, action_space, self._render = self._receive()[0]
+        super().__init__(len(factories), observation_space, action_space)
+
+    def reset(self) -> Any:
+        """Reset every environment."""
+        for connection, block in zip(self._connections, self._blocks, strict=True):
+            connection.send(("reset", ([self._seeds[i] for i in block], [self._options[i] for i in block])))
+        answers = self._receive()
+        self.reset_infos = [info for _, infos in answers for info in infos]
+        self._reset_seeds()
+        self._reset_options()
+        return _join([observation for observation, _ in answers])
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Send every worker its actions."""
+        for connection, block in zip(self._connections, self._blocks, strict=True):
+            connection.send(("step", (actions[block],)))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for all workers."""
+        observations, rewards, dones, infos = zip(*self._receive(), strict=True)
+        return _join(observations), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for connection in self._connections:
+            try:
+                connection.send(("close", ()))
+            except (BrokenPipeError, OSError):
+                continue
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.terminate()
+        for connection in self._connections:
+            connection.close()
+        self._connections, self._processes = [], []
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of the environments chosen."""
+        if attr_name == "render_mode":
+            return [self._render for _ in self._get_indices(indices)]
+        return self._call("get_attr", indices, attr_name)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the environments chosen."""
+        self._call("set_attr", indices, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Call a method of the environments chosen."""
+        return self._call("env_method", indices, method_name, after=(args, kwargs))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Say of each environment chosen whether a wrapper is around it."""
+        return self._call("env_is_wrapped", indices, wrapper_class)
+
+    def _call(self, name: str, indices: VecEnvIndices, *before: Any, after: tuple[Any, ...] = ()) -> list[Any]:
+        chosen = list(self._get_indices(indices))
+        results: dict[int, Any] = {}
+        for number, block in enumerate(self._blocks):
+            local = [i for i in chosen if i in block]
+            if local:
+                self._connections[number].send((name, (*before, [i - block[0] for i in local], *after)))
+                answer = self._receive([number])[0]
+                results |= dict(zip(local, answer or [None] * len(local), strict=True))
+        return [results[i] for i in chosen]
+
+    def _receive(self, numbers: Sequence[int] | None = None) -> list[Any]:
+        answers = []
+        for number in numbers if numbers is not None else range(len(self._connections)):
+            try:
+                good, answer = self._connections[number].recv()
+            except (EOFError, ConnectionError) as error:
+                raise WorkerError(f"Worker process {number} died; see its error above, if any.") from error
+            if not good:
+                raise WorkerError(f"Worker process {number} raised {answer}")
+            answers.append(answer)
+        return answers
+
+
+def _join(observations: Sequence[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: np.concatenate([o[key] for o in observations]) for key in observations[0]}
+    return np.concatenate(list(observations))

@@ -1,0 +1,376 @@
+"""The decision core: when a rate is decided, what the policy sees then, and what its action does to the rate.
+
+The Gymnasium environment, the evaluation and the drop-in scheduler all drive this one class, so that a policy meets
+in use exactly what it met in training. Per update the order is::
+
+    loss.backward()                  # the gradient of the coming update is pending
+    if core.decision_due:
+        core.decide(policy(core.observe()))
+    core.before_update()             # writes the rate of this update into every parameter group
+    optimizer.step()
+    core.after_update(loss)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gns.errors import InvalidSettingError, LayerGraphError, UnknownNameError, require_positive
+from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
+from gns.layer_graph import LayerGraph, unwrap
+from gns.moments import group_of_each, optimizer_kind, read_moments
+from gns.profiles import get_profile
+
+ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper")
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """How actions become rates. Part of every policy file.
+
+    With ``z`` the progress and ``a`` the action in [-1, 1]:
+
+    - ``profile``: rate = level * f(z), and level <- level * base^a at a decision;
+    - ``recursive``: rate <- rate * base^a;
+    - ``anchored``: rate = initial * f(z) * exp(strength * a), forgetting earlier actions;
+    - ``gns-paper``: rate <- rate * (1 + a), as in the released code of Xiong et al. (ICLR 2022).
+
+    :param mode: one of :data:`ACTION_MODES`
+    :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.profiles`
+    :param base: largest factor of one decision in ``profile`` and ``recursive``
+    :param strength: largest deviation of ``anchored``, in units of ln(rate)
+    :param min_lr: lowest rate any parameter group may get
+    :param max_lr: highest rate any parameter group may get
+    :param num_decisions: decisions over a budget; the interval follows as K = ceil(T / n)
+    :param decision_interval: updates between decisions; if given, it takes the place of ``num_decisions``
+    :param features: name of the feature schema, see :data:`gns.features.SCHEMAS`
+    :raises InvalidSettingError, UnknownNameError: on a value outside its domain
+    """
+
+    mode: str = "profile"
+    profile: str = "rex"
+    base: float = 3.0
+    strength: float = 2.3
+    min_lr: float = 1e-8
+    max_lr: float = 10.0
+    num_decisions: int = 20
+    decision_interval: int | None = None
+    features: str = "gns-1"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ACTION_MODES:
+            raise UnknownNameError("action mode", self.mode, ACTION_MODES)
+        get_profile(self.profile)
+        get_schema(self.features)
+        for name in ("base", "strength", "min_lr", "max_lr", "num_decisions"):
+            require_positive(name, getattr(self, name))
+        if self.decision_interval is not None:
+            require_positive("decision_interval", self.decision_interval)
+        if self.base <= 1.0:
+            raise InvalidSettingError(f"base is {self.base}; expected more than 1, since an action multiplies by base^a.")
+        if self.min_lr >= self.max_lr:
+            raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
+
+    def interval(self, budget: int) -> int:
+        """Updates between decisions, K, for a budget of T updates.
+
+        :raises InvalidSettingError: if the budget is not a positive whole number or allows fewer updates than decisions
+        """
+        require_positive("budget", budget)
+        if int(budget) != budget:
+            raise InvalidSettingError(f"budget is {budget!r}; expected a whole number of updates.")
+        if self.decision_interval is not None:
+            return self.decision_interval
+        if budget < self.num_decisions:
+            raise InvalidSettingError(
+                f"A budget of {budget} updates is smaller than num_decisions = {self.num_decisions}; expected at least "
+                "one update a decision. Raise the budget or lower num_decisions."
+            )
+        return math.ceil(budget / self.num_decisions)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at a decision: L layers, E edges.
+
+    :param nodes: float32 (L, F), columns as in the feature schema
+    :param node_types: int64 (L,), index into :data:`gns.layer_graph.NODE_TYPES`
+    :param blocks: int64 (L,), block of each layer
+    :param edges: int64 (2, E)
+    :param globals: float32 (G,)
+    """
+
+    nodes: np.ndarray
+    node_types: np.ndarray
+    blocks: np.ndarray
+    edges: np.ndarray
+    globals: np.ndarray
+
+
+@dataclass
+class _Memory:
+    """Everything the core must remember between updates; the whole of its ``state_dict``."""
+
+    update: int = 0
+    steps: int = 0
+    decided_at: int = -1
+    scale: float = 1.0  # factor on the initial rates, before the profile
+    first_loss: float = math.nan
+    start_loss: float = math.nan
+    previous_loss: float = math.nan
+    rolled_back: bool = False
+    interval_updates: int = 0
+
+
+class DecisionCore:
+    """Decides on, and keeps, the learning rates of one training run.
+
+    Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
+    rates as they are, bit for bit.
+
+    :param model: the model being trained
+    :param optimizer: its optimizer; the rates its groups have now are the initial ones
+    :param graph: layer graph of the model
+    :param budget: number of updates T of the run
+    :param config: how actions become rates
+    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
+    :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        graph: LayerGraph,
+        budget: int,
+        config: DecisionConfig,
+    ) -> None:
+        self.model, self.optimizer, self.graph, self.config = unwrap(model), optimizer, graph, config
+        self.interval = config.interval(budget)
+        self.budget = int(budget)
+        self._parameters = [p for layer in graph.bind(model) for p in layer]
+        self._groups = group_of_each(optimizer, self._parameters)
+        if all(group < 0 for group in self._groups):
+            raise LayerGraphError(
+                "The optimizer holds none of the model's trainable parameters. Expected an optimizer built on this "
+                "model's parameters; pass the model that the optimizer trains."
+            )
+        self.initial_lrs = [_initial_rate(group["lr"], config) for group in optimizer.param_groups]
+        self._profile = get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
+        # Bounds hold for every group, so they bound the common factor.
+        self._bounds = (config.min_lr / min(self.initial_lrs), config.max_lr / max(self.initial_lrs))
+        self._kind = optimizer_kind(optimizer)
+        self._losses: Tensor | None = None
+        self._before_last: list[Tensor] | None = None
+        self._measured: Tensor | None = None
+        self._memory = _Memory()
+        self._observed_at = -1
+        self.statistics: RunStatistics  # of the last observe()
+
+    # ------------------------------------------------------------------ where the run stands
+
+    @property
+    def update(self) -> int:
+        """Updates done, those that a rollback undid among them."""
+        return self._memory.update
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self._memory.update >= self.budget
+
+    @property
+    def decision_due(self) -> bool:
+        """Whether the coming update waits for a decision."""
+        memory = self._memory
+        return memory.update % self.interval == 0 and memory.decided_at != memory.update and not self.finished
+
+    @property
+    def factor(self) -> float:
+        """Factor on the initial rates for the coming update, within bounds."""
+        lowest, highest = self._bounds
+        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the first parameter group for the coming update."""
+        return self.initial_lrs[0] * self.factor
+
+    # ------------------------------------------------------------------ the four calls of an update
+
+    def observe(self) -> Observation:
+        """Read the pending gradients and the losses since the last decision.
+
+        One copy to the host. Changes nothing but :attr:`statistics`.
+        """
+        self.statistics = self._collect()
+        self._observed_at = self.update
+        nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
+        return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
+
+    def decide(self, action: float) -> float:
+        """Take a decision and begin a new interval.
+
+        :param action: number in [-1, 1]; what lies outside is clipped
+        :return: the multiplier it put on the scale of the rates
+        :raises InvalidSettingError: if the action is not a finite number
+        """
+        if not math.isfinite(action):
+            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
+        action = min(max(float(action), -1.0), 1.0)
+        memory, config = self._memory, self.config
+        before = memory.scale
+        if config.mode == "anchored":
+            memory.scale = math.exp(config.strength * action)
+        else:
+            multiplier = 1.0 + action if config.mode == "gns-paper" else config.base**action
+            memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
+        self._close_interval()
+        memory.decided_at = memory.update
+        memory.rolled_back = False
+        return memory.scale / before
+
+    def before_update(self) -> None:
+        """Write the rate of the coming update into every parameter group."""
+        factor = self.factor
+        for group, initial in zip(self.optimizer.param_groups, self.initial_lrs, strict=True):
+            group["lr"] = initial * factor
+        if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
+            self._before_last = [p.detach().clone() for p in self._parameters]
+
+    def after_update(self, loss: Tensor) -> None:
+        """Note the loss of the update just done: a scalar tensor, not copied to the host."""
+        memory = self._memory
+        if self._losses is None:
+            self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
+        self._losses[memory.interval_updates].copy_(loss.detach())
+        if self._before_last is not None:
+            changes = torch._foreach_sub([p.detach() for p in self._parameters], self._before_last)
+            per_rate = torch._foreach_div(changes, self.factor)
+            self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
+            self._before_last = None
+        memory.interval_updates += 1
+        memory.update += 1
+        memory.steps += 1
+
+    # ------------------------------------------------------------------ divergence
+
+    def diverged(self, loss_multiple: float) -> bool:
+        """Say whether the last interval went wrong, from the last :meth:`observe`.
+
+        :param loss_multiple: how many times its start the mean loss may reach
+        :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
+        """
+        run = self.statistics
+        if not bool(run.finite):
+            return True
+        if not run.losses.size:
+            return False
+        start = run.losses[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
+        return bool(run.losses.mean() > loss_multiple * max(start, 1e-8))
+
+    def roll_back(self, cut: float, steps: int) -> None:
+        """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
+
+        :param cut: factor in (0, 1) on the scale of the rates
+        :param steps: number of updates the restored optimizer state holds
+        """
+        memory = self._memory
+        memory.scale = min(max(memory.scale * cut, self._bounds[0]), self._bounds[1])
+        memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
+        self._measured = None
+
+    @property
+    def steps(self) -> int:
+        """Updates the model holds: those done less those undone."""
+        return self._memory.steps
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly: plain numbers and at most two small tensors."""
+        return {
+            "memory": dict(vars(self._memory)),
+            "initial_lrs": list(self.initial_lrs),
+            "losses": None if self._losses is None else self._losses.clone(),
+            "measured": None if self._measured is None else self._measured.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self._memory = _Memory(**state["memory"])
+        self.initial_lrs = list(state["initial_lrs"])
+        self._bounds = (self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs))
+        self._losses = None if state["losses"] is None else state["losses"].clone()
+        self._measured = None if state["measured"] is None else state["measured"].clone()
+
+    # ------------------------------------------------------------------ inside
+
+    def _interval_length(self) -> int:
+        return min(self.interval, self.budget - self.update + self._memory.interval_updates)
+
+    def _close_interval(self) -> None:
+        """Fold the losses of the interval into the memory; :meth:`observe` has usually brought them to the host."""
+        memory = self._memory
+        if memory.interval_updates and self._losses is not None:
+            observed = self._observed_at == self.update
+            losses = self.statistics.losses if observed else self._losses[: memory.interval_updates].cpu().double().numpy()
+            memory.previous_loss = float(losses.mean())
+            if math.isnan(memory.first_loss):
+                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
+        memory.interval_updates = 0
+
+    def _collect(self) -> RunStatistics:
+        memory = self._memory
+        gradients = [p.grad.detach() if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        weights = [p.detach() for p in self._parameters]
+        moments = read_moments(self.optimizer, self._parameters, gradients, memory.steps)
+        sums = tensor_sums(weights, gradients, moments.momenta, moments.seconds, moments.updates)
+        parts = [sums.flatten()]
+        if self._losses is not None:
+            parts.append(self._losses[: memory.interval_updates].to(sums.device))
+        if self._measured is not None:
+            parts.append(self._measured)
+        host = torch.cat(parts).cpu().numpy().astype(np.float64)  # the one copy to the host
+        count, size = len(weights), sums.numel()
+        table = host[:size].reshape(count, -1)
+        losses = host[size : size + memory.interval_updates]
+        initial = np.array([self.initial_lrs[max(group, 0)] for group in self._groups])
+        if self._measured is not None:
+            table[:, SUM_U2] = host[size + len(losses) :] / np.square(initial)  # per unit of rate
+        return RunStatistics(
+            sums=table,
+            learning_rates=initial * self.factor,
+            momentum_scale=moments.momentum_scale,
+            second_scale=moments.second_scale,
+            losses=losses,
+            first_loss=np.float64(memory.first_loss),
+            previous_loss=np.float64(memory.previous_loss),
+            learning_rate=np.float64(self.learning_rate),
+            progress=np.float64(min(self.update / self.budget, 1.0)),
+            budget=np.float64(self.budget),
+            rolled_back=np.float64(memory.rolled_back),
+            optimizer_kind=np.int64(OPTIMIZER_KINDS.index(self._kind)),
+        )
+
+
+def _initial_rate(rate: Any, config: DecisionConfig) -> float:
+    """Return a group's initial rate as a float.
+
+    :raises InvalidSettingError: if it is not a positive number within the bounds
+    """
+    if isinstance(rate, Tensor):
+        rate = float(rate)
+    require_positive("the initial learning rate", rate)
+    if not config.min_lr <= rate <= config.max_lr:
+        raise InvalidSettingError(
+            f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
+            f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
+        )
+    return rate

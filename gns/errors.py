@@ -1,0 +1,47 @@
+"""Named errors. Each message says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GNSError(Exception):
+    """Base class of every error this project raises on purpose."""
+
+
+class InvalidSettingError(GNSError, ValueError):
+    """A setting has a value outside its domain (a rate of 0, a budget of -5, an unknown key, ...)."""
+
+
+class UnknownNameError(GNSError, ValueError):
+    """A name is in no registry.
+
+    :param kind: what the name should name, such as ``"task"``
+    :param name: the name given
+    :param known: the names that exist
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"Unknown {kind} {name!r}; expected one of: {', '.join(names)}.{hint}")
+
+
+class LayerGraphError(GNSError, ValueError):
+    """No layer graph can be taken from this model and loss."""
+
+
+class PolicyFormatError(GNSError, ValueError):
+    """A policy folder is damaged, or holds a policy this version cannot use."""
+
+
+def require_positive(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number above zero.
+
+    :raises InvalidSettingError: otherwise
+    """
+    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+        raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
+    return value

@@ -1,0 +1,358 @@
+"""The layer graph of any ``nn.Module``, read off the autograd graph of one forward pass.
+
+Nodes are the modules that own trainable parameters; an edge says that data flows from one to the other with
+no third such module between. Nothing is traced and no architecture is known by name: the walk starts at a
+loss, follows ``grad_fn.next_functions`` back to the ``AccumulateGrad`` leaves, names each leaf by the module
+that owns the parameter and contracts every operation that owns none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gns.errors import LayerGraphError
+
+NODE_TYPES: tuple[str, ...] = ("linear", "conv", "norm", "embedding", "attention", "recurrent", "other")
+
+# Operations that read rows of a parameter: their output is data, although every input is a parameter.
+_INDEXING = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
+# Operations whose second operand may be a constant, which autograd shows as a missing input.
+_ELEMENTWISE = ("MulBackward", "DivBackward", "AddBackward", "SubBackward", "PowBackward", "RsubBackward")
+# Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled functions.
+_OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward")
+_ATTENTION_NAMES = re.compile(
+    r"(^|[._])(attn|attention|self_attn|q_proj|k_proj|v_proj|o_proj|query|key|value|qkv|c_attn|in_proj)([._]|$)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """Structure of a network: ``L`` layers, ``E`` edges, ``B`` blocks. Holds names only, never tensors.
+
+    Two models of one architecture have equal graphs, so a graph may be cached and bound to each new model.
+
+    :param names: module path of each node, in order of execution; ``"(root)"`` for the model itself
+    :param types: one of :data:`NODE_TYPES` for each node
+    :param edges: int64 array of shape (2, E), sources above targets
+    :param parameters: names of the trainable parameters of each node, as in ``named_parameters()``
+    :param tensor_sizes: number of scalars of each parameter tensor, node after node (P tensors)
+    :param depths: float array (L,): longest path from an input, scaled to [0, 1]
+    """
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    edges: np.ndarray = field(repr=False)
+    parameters: tuple[tuple[str, ...], ...] = field(repr=False)
+    tensor_sizes: tuple[int, ...] = field(repr=False)
+    depths: np.ndarray = field(repr=False)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of layers ``L``."""
+        return len(self.names)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of trainable scalars of each node."""
+        sizes = iter(self.tensor_sizes)
+        return tuple(sum(next(sizes) for _ in names) for names in self.parameters)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges ``E``."""
+        return int(self.edges.shape[1])
+
+    @cached_property
+    def type_ids(self) -> np.ndarray:
+        """Index of each node's type in :data:`NODE_TYPES`, int64 array (L,)."""
+        return np.array([NODE_TYPES.index(kind) for kind in self.types], dtype=np.int64)
+
+    @cached_property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the ``B`` blocks, in order of first appearance. See :func:`block_of`."""
+        return tuple(dict.fromkeys(block_of(name) for name in self.names))
+
+    @cached_property
+    def block_ids(self) -> np.ndarray:
+        """Block of each node, int64 array (L,)."""
+        index = {name: position for position, name in enumerate(self.block_names)}
+        return np.array([index[block_of(name)] for name in self.names], dtype=np.int64)
+
+    @cached_property
+    def block_edges(self) -> np.ndarray:
+        """Edges between different blocks, each once, int64 array (2, number of block edges)."""
+        pairs = {(int(a), int(b)) for a, b in self.block_ids[self.edges].T if a != b}
+        return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T.copy()
+
+    def bind(self, model: nn.Module) -> list[list[nn.Parameter]]:
+        """Return the parameters of each node from a model of this architecture.
+
+        :raises LayerGraphError: if the model lacks a parameter that the graph names
+        """
+        by_name = _named_parameters(unwrap(model))
+        missing = [name for names in self.parameters for name in names if name not in by_name]
+        if missing:
+            raise LayerGraphError(
+                f"The layer graph names {len(missing)} parameters that this model lacks, {missing[0]!r} first. "
+                "Expected a model of the architecture the graph was taken from; take the graph anew."
+            )
+        return [[by_name[name] for name in names] for names in self.parameters]
+
+    def to_pyg(self, level: str = "layer") -> Any:
+        """Return the graph as ``torch_geometric.data.Data``.
+
+        :param level: ``"layer"`` (L nodes with ``node_type``, ``depth``, ``log_size``, ``block`` and ``names``) or
+            ``"block"`` (B nodes)
+        """
+        from torch_geometric.data import Data
+
+        if level == "block":
+            return Data(
+                edge_index=torch.from_numpy(self.block_edges.copy()),
+                num_nodes=len(self.block_names),
+                names=list(self.block_names),
+            )
+        if level != "layer":
+            raise LayerGraphError(f"level is {level!r}; expected 'layer' or 'block'.")
+        return Data(
+            edge_index=torch.from_numpy(self.edges.copy()),
+            num_nodes=self.num_nodes,
+            node_type=torch.from_numpy(self.type_ids.copy()),
+            depth=torch.from_numpy(self.depths.astype(np.float32)),
+            log_size=torch.tensor(self.sizes, dtype=torch.float32).log10(),
+            block=torch.from_numpy(self.block_ids.copy()),
+            names=list(self.names),
+        )
+
+
+def block_of(name: str) -> str:
+    """Return the block a layer belongs to.
+
+    The path up to and with its first number, since a number marks a repeated pattern (``encoder.layer.3`` of
+    ``encoder.layer.3.attention.self.query``); without a number, the parent (``embeddings`` of
+    ``embeddings.LayerNorm``); a layer with no parent is a block of its own.
+    """
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: position + 1])
+    return ".".join(parts[:-1]) or name
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile``'s and data-parallel wrappers."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) or (
+            type(model).__name__ in ("DistributedDataParallel", "DataParallel")
+            and isinstance(inner := getattr(model, "module", None), nn.Module)
+        ):
+            model = inner
+        else:
+            return model
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name, each tensor once.
+
+    :raises LayerGraphError: if there is none
+    """
+    parameters = {name: p for name, p in _named_parameters(unwrap(model)).items() if p.requires_grad}
+    if not parameters:
+        raise LayerGraphError(
+            f"{type(unwrap(model)).__name__} has no trainable parameter. Expected at least one with "
+            "requires_grad=True; unfreeze a layer or pass the model that is being trained."
+        )
+    return parameters
+
+
+def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
+    """Take the layer graph of ``model`` from what one forward pass returned.
+
+    :param model: the module being trained; wrappers of ``torch.compile`` and DDP are seen through
+    :param outputs: the loss, or any nest of tuples, lists, mappings and tensors with a ``grad_fn``; must be alive,
+        and may already have gone through ``backward``
+    :return: the graph; layers that are frozen or that the outputs do not depend on are not in it
+    :raises LayerGraphError: if the model has no trainable parameter or the outputs depend on none
+    """
+    model = unwrap(model)
+    trainable = trainable_parameters(model)
+    layer_of = {id(parameter): _owner(name) for name, parameter in trainable.items()}
+    roots = [tensor.grad_fn for tensor in _tensors(outputs) if tensor.grad_fn is not None]
+    walk = _walk(roots, layer_of)
+
+    order = list(dict.fromkeys(walk.order))
+    if walk.opaque:
+        # What lies inside an opaque operation is taken in order of registration, one layer after the other.
+        hidden = [layer for layer in dict.fromkeys(layer_of.values()) if layer not in walk.order or layer in walk.inside]
+        walk.edges.update(zip(hidden, hidden[1:], strict=False))
+        order += [layer for layer in hidden if layer not in walk.order]
+    if not order:
+        raise LayerGraphError(
+            f"The loss does not depend on any trainable parameter of {type(model).__name__} "
+            f"({len(trainable)} trainable tensors, none reached from the loss). Expected the loss of a forward pass "
+            "of this model with gradients enabled; check for detach(), no_grad() or another model's loss."
+        )
+    index = {layer: position for position, layer in enumerate(order)}
+    edges = np.array(sorted((index[a], index[b]) for a, b in walk.edges if a != b), dtype=np.int64).reshape(-1, 2).T
+    by_layer: dict[str, list[str]] = {layer: [] for layer in order}
+    for name in trainable:
+        if _owner(name) in by_layer:
+            by_layer[_owner(name)].append(name)
+    return LayerGraph(
+        names=tuple(layer or "(root)" for layer in order),
+        types=tuple(_node_type(model, layer) for layer in order),
+        edges=edges.copy(),
+        parameters=tuple(tuple(by_layer[layer]) for layer in order),
+        tensor_sizes=tuple(trainable[name].numel() for layer in order for name in by_layer[layer]),
+        depths=_depths(len(order), edges),
+    )
+
+
+@dataclass
+class _Walk:
+    """What the autograd walk found: layers in order of use, edges between them, and the layers seen to enter an opaque operation."""
+
+    order: dict[str, None] = field(default_factory=dict)
+    edges: set[tuple[str, str]] = field(default_factory=set)
+    opaque: bool = False
+    inside: set[str] = field(default_factory=set)
+
+
+_Layers = dict[str, None]  # an ordered set of layer names
+
+
+def _walk(roots: Iterable[Any], layer_of: Mapping[int, str]) -> _Walk:
+    """Visit every operation, inputs first, and push sets of layers through it.
+
+    Each operation gets one of two sets. ``raw``: its output is a function of parameters alone (a transposed or
+    rescaled weight) and still waits for the operation that applies it to data. ``reach``: its output is data, and
+    these are the layers it came from last. An operation that meets ``raw`` inputs with data applies those layers.
+    """
+    walk = _Walk()
+    raw: dict[Any, _Layers] = {}
+    reach: dict[Any, _Layers] = {}
+    for operation in _topological(roots):
+        inputs = [parent for parent, _ in operation.next_functions]
+        name = operation.name()
+        if name.endswith("AccumulateGrad"):
+            layer = layer_of.get(id(operation.variable))
+            if layer is None:
+                reach[operation] = {}  # an input that asks for gradients, or another model's parameter
+            else:
+                raw[operation] = {layer: None}
+            continue
+        weights: _Layers = {}
+        sources: _Layers = {}
+        for parent in inputs:
+            weights.update(raw.get(parent, {}))
+            sources.update(reach.get(parent, {}))
+        if name.startswith(_OPAQUE):
+            walk.opaque = True
+            walk.inside.update(weights)
+        if not _mixes_data(operation, name, inputs, raw):
+            raw[operation] = weights
+        elif weights:
+            reach[operation] = weights
+            walk.order.update(weights)
+            walk.edges.update((source, layer) for source in sources for layer in weights)
+        else:
+            reach[operation] = sources
+    for root in roots:  # a loss of parameters alone: layers without edges
+        walk.order.update(raw.get(root, {}))
+    return walk
+
+
+def _mixes_data(operation: Any, name: str, inputs: list[Any], raw: Mapping[Any, _Layers]) -> bool:
+    """Say whether an operation's output is data rather than a transformed parameter."""
+    present = [parent for parent in inputs if parent is not None]
+    if not present or any(parent not in raw for parent in present) or name.startswith(_INDEXING):
+        return True
+    if len(present) == len(inputs):
+        return False
+    # A missing input is data without gradient, or a constant: a constant leaves an elementwise result's shape alone.
+    if not name.startswith(_ELEMENTWISE):
+        return True
+    return _output_shape(operation) not in [_output_shape(parent) for parent in present]
+
+
+def _output_shape(operation: Any) -> tuple[int, ...]:
+    if operation.name().endswith("AccumulateGrad"):
+        return tuple(operation.variable.shape)
+    return tuple(int(size) for size in operation._input_metadata[0].shape)
+
+
+def _topological(roots: Iterable[Any]) -> list[Any]:
+    """Return every operation above ``roots``, each after its inputs; an explicit stack, for graphs of any depth."""
+    done: dict[Any, None] = {}
+    for root in roots:
+        stack = [(root, False)]
+        while stack:
+            operation, expanded = stack.pop()
+            if operation in done:
+                continue
+            if expanded:
+                done[operation] = None
+                continue
+            stack.append((operation, True))
+            parents = [parent for parent, _ in operation.next_functions]
+            stack.extend((parent, False) for parent in reversed(parents) if parent is not None and parent not in done)
+    return list(done)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    if isinstance(outputs, Iterable) and not isinstance(outputs, str | bytes):
+        return [tensor for item in outputs for tensor in _tensors(item)]
+    return []
+
+
+def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return parameters by name, each tensor once, without the prefix of compiled submodules."""
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in model.named_parameters()}
+
+
+def _owner(parameter_name: str) -> str:
+    """Return the path of the module that owns a parameter; a parametrized weight belongs to the module it shapes."""
+    return re.sub(r"(^|\.)parametrizations\..*$", "", parameter_name.rpartition(".")[0])
+
+
+def _node_type(model: nn.Module, layer: str) -> str:
+    """Return the type of a layer: by class, by the class's name, then by its place in the model."""
+    module: nn.Module = model
+    for part in layer.split(".") if layer else []:
+        module = unwrap(getattr(module, part))
+    kind = type(module).__name__
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    if isinstance(module, nn.Linear) or (kind == "Conv1D" and not isinstance(module, nn.Conv1d)):
+        return "attention" if _ATTENTION_NAMES.search(layer) else "linear"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if "norm" in kind.lower():
+        return "norm"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent"
+    return "other"
+
+
+def _depths(num_nodes: int, edges: np.ndarray) -> np.ndarray:
+    """Longest path to each node along edges that follow the order of execution, scaled to [0, 1]."""
+    depths = np.zeros(num_nodes)
+    for source, target in edges.T:  # sorted by source, and a source is final before any edge leaves it
+        if source < target:
+            depths[target] = max(depths[target], depths[source] + 1)
+    return depths / max(1.0, depths.max(initial=0.0))

@@ -1,0 +1,172 @@
+"""The graph network of a policy: encoder, actor and critic.
+
+Layer graph -> type embedding and node features -> two graph convolutions -> mean over nodes -> joined with the global
+vector -> actor (mean of the action) and critic (value). The hierarchical form pools layers to blocks between the two
+convolutions, so that the second one passes messages over the blocks of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gns.decision import Observation
+from gns.errors import InvalidSettingError, UnknownNameError
+from gns.features import get_schema
+from gns.layer_graph import NODE_TYPES
+
+CONVOLUTIONS: tuple[str, ...] = ("GCNConv", "GraphConv", "SAGEConv")
+NUM_TYPE_EMBEDDINGS = 8  # one more than there are types, for types of a later version
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network.
+
+    :param features: feature schema, which fixes the input widths
+    :param convolution: a class of ``torch_geometric.nn``, one of :data:`CONVOLUTIONS`
+    :param hierarchical: pool layers to blocks before the second convolution
+    :param type_embedding: width of the node-type embedding
+    :param hidden: width of both convolutions and of the graph embedding
+    :param head: width of the hidden layer of actor and critic
+    :param dropout: probability of dropout after the first convolution; the paper's code has 0.5, and drops out while
+        acting too, which this one does not
+    :param action_scale: the mean action is ``action_scale * tanh(.)``
+    """
+
+    features: str = "gns-1"
+    convolution: str = "GCNConv"
+    hierarchical: bool = False
+    type_embedding: int = 8
+    hidden: int = 64
+    head: int = 64
+    dropout: float = 0.0
+    action_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        get_schema(self.features)
+        if self.convolution not in CONVOLUTIONS:
+            raise UnknownNameError("graph convolution", self.convolution, CONVOLUTIONS)
+        for name in ("type_embedding", "hidden", "head"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and 1 <= value <= 4096):
+                raise InvalidSettingError(f"{name} is {value!r}; expected a whole number from 1 to 4096.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InvalidSettingError(f"dropout is {self.dropout}; expected a probability in [0, 1).")
+        if not 0.0 < self.action_scale <= 1.0:
+            raise InvalidSettingError(f"action_scale is {self.action_scale}; expected a number in (0, 1].")
+
+
+class GraphBatch(NamedTuple):
+    """B graphs as one disconnected graph, the way PyG batches: N nodes in all, E edges in all.
+
+    :param nodes: float32 (N, F)
+    :param node_types: int64 (N,)
+    :param blocks: int64 (N,), block of each node within its own graph
+    :param edges: int64 (2, E), numbered over the whole batch
+    :param graph: int64 (N,), graph each node belongs to, in ascending order
+    :param globals: float32 (B, G)
+    """
+
+    nodes: Tensor
+    node_types: Tensor
+    blocks: Tensor
+    edges: Tensor
+    graph: Tensor
+    globals: Tensor
+
+
+def batch_observations(observations: Sequence[Observation]) -> GraphBatch:
+    """Batch B observations of any sizes."""
+    sizes = [len(o.nodes) for o in observations]
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return GraphBatch(
+        nodes=torch.from_numpy(np.concatenate([o.nodes for o in observations])),
+        node_types=torch.from_numpy(np.concatenate([o.node_types for o in observations])),
+        blocks=torch.from_numpy(np.concatenate([o.blocks for o in observations])),
+        edges=torch.from_numpy(np.concatenate([o.edges + k for o, k in zip(observations, offsets, strict=True)], axis=1)),
+        graph=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+        globals=torch.from_numpy(np.stack([o.globals for o in observations])),
+    )
+
+
+class GraphEncoder(nn.Module):
+    """Encodes a :class:`GraphBatch` into one vector a graph: float32 (B, ``hidden``)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        import torch_geometric.nn as pyg  # takes a second to import: only where a network is built
+
+        schema = get_schema(config.features)
+        convolution = getattr(pyg, config.convolution)
+        self.hierarchical = config.hierarchical
+        self.type_embedding = nn.Embedding(NUM_TYPE_EMBEDDINGS, config.type_embedding)
+        self.first = convolution(len(schema.node) + config.type_embedding, config.hidden)
+        self.second = convolution(config.hidden, config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.hidden + len(schema.globals), config.hidden)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Return the embedding of each graph."""
+        types = batch.node_types.clamp(0, NUM_TYPE_EMBEDDINGS - 1)
+        h = torch.cat([batch.nodes, self.type_embedding(types)], dim=-1)
+        h = self.dropout(torch.relu(self.first(h, batch.edges)))
+        graph, edges = batch.graph, batch.edges
+        if self.hierarchical:
+            h, edges, graph = _pool_to_blocks(h, batch)
+        h = torch.relu(self.second(h, edges))
+        pooled = mean_by_group(h, graph, batch.globals.shape[0])
+        return torch.tanh(self.output(torch.cat([pooled, batch.globals], dim=-1)))
+
+
+def _pool_to_blocks(h: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over each block; edges between blocks, each once; the graph of each block."""
+    width = int(batch.blocks.max()) + 1
+    keys, block = torch.unique(batch.graph * width + batch.blocks, return_inverse=True)
+    between = block[batch.edges]
+    between = torch.unique(between[:, between[0] != between[1]], dim=1)
+    return mean_by_group(h, block, len(keys)), between, torch.div(keys, width, rounding_mode="floor")
+
+
+def mean_by_group(values: Tensor, group: Tensor, count: int) -> Tensor:
+    """Mean of the rows of ``values`` (N, D) in each of ``count`` groups: (count, D); an empty group gives 0."""
+    sums = values.new_zeros(count, values.shape[1]).index_add_(0, group, values)
+    return sums / torch.bincount(group, minlength=count).clamp(min=1).unsqueeze(-1)
+
+
+class GNSNetwork(nn.Module):
+    """Encoder with actor and critic heads."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = GraphEncoder(config)
+        self.actor = nn.Sequential(
+            nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1), nn.Tanh(), _Scale(config.action_scale)
+        )
+        self.critic = nn.Sequential(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1))
+        with torch.no_grad():  # a new policy changes next to nothing
+            last = self.actor[2]
+            last.weight.mul_(0.01)
+            last.bias.zero_()
+
+    def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return the mean action (B, 1) in [-1, 1] and the value (B, 1)."""
+        embedding = self.encoder(batch)
+        return self.actor(embedding), self.critic(embedding)
+
+
+class _Scale(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
