@@ -98,14 +98,18 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
         self.action_net: nn.Module = network.actor
         self.value_net: nn.Module = network.critic  # type: ignore[assignment]
         self.log_std.requires_grad_(learn_std)
-        self.optimizer = self.optimizer_class(
-            [p for p in self.parameters() if p.requires_grad], lr=lr_schedule(1), **self.optimizer_kwargs
-        )
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        self.optimizer = self.optimizer_class(trainable, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def network_state(self) -> dict[str, Tensor]:
         """Return the weights as a ``state_dict`` of :class:`gns.network.GNSNetwork`."""
+        assert isinstance(self.features_extractor, GraphFeatures)
         parts = {"encoder": self.features_extractor.encoder, "actor": self.action_net, "critic": self.value_net}
-        return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+        return {
+            f"{part}.{name}": value.detach().clone()
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
+        }
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -211,7 +215,7 @@ def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[
     """
     assert isinstance(model.policy, GraphActorCriticPolicy)
     policy = GNSPolicy(PolicyConfig(network=config.network, decision=env.decision, training=training))
-    policy.network.load_state_dict({name: value.detach().clone() for name, value in model.policy.network_state().items()})
+    policy.network.load_state_dict(model.policy.network_state())
     return policy.eval()
 
 

@@ -69,7 +69,9 @@ class EnvConfig:
         if not 0.0 <= self.reward_probability <= 1.0:
             raise InvalidSettingError(f"reward_probability is {self.reward_probability}; expected one in [0, 1].")
         if not self.divergence_penalty >= 0.0 or math.isinf(self.divergence_penalty):
-            raise InvalidSettingError(f"divergence_penalty is {self.divergence_penalty}; expected a finite number >= 0.")
+            raise InvalidSettingError(
+                f"divergence_penalty is {self.divergence_penalty}; expected a finite number >= 0."
+            )
         low, high = self.budgets
         self.decision.interval(low)  # raises on a budget too small
         if not low <= high:
@@ -101,6 +103,9 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
 
     *End*: ``terminated`` when the budget is spent, or when the run diverged more often than the guard allows.
     ``truncated`` never.
+
+    The current observation is also in ``env.observation``, as :class:`gns.decision.Observation`, the run in
+    ``env.run`` and the rate of every update so far in ``env.rates``.
 
     :param tasks: names or tasks; each episode draws one
     :param config: what episodes are drawn from
@@ -145,9 +150,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """
         super().reset(seed=seed)
         self.episode = episode = self._draw(options or {})
-        self.run = TrainingRun(
-            episode.task, episode.optimizer, episode.learning_rate, episode.seed, self.config.device
-        )
+        self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, self.config.device)
         go_back = self.run.position()
         loss = self.run.compute_gradient()
         if episode.task.name not in self._graphs:
@@ -156,6 +159,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.run.model, self.run.optimizer, self._graphs[episode.task.name], episode.budget, self.config.decision
         )
         self.rollbacks, self.evaluations = 0, 0
+        self.rates: list[float] = []
         self._snapshot = Snapshot(self.run.model, self.run.optimizer)
         self._evaluated = self._evaluate()
         observation = self.core.observe()
@@ -173,6 +177,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self.core.decide(float(np.asarray(action).reshape(-1)[0]))
         go_back = self.run.position()
         while True:
+            self.rates.append(self.core.learning_rate)
             self.core.before_update()
             self.run.apply_update()
             self.core.after_update(self.run.loss)
@@ -252,6 +257,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         return 10.0 * gain if self._evaluated[1] > self.config.paper_threshold else gain
 
     def _instance(self, observation: Observation) -> spaces.GraphInstance:
+        self.observation = observation
         return spaces.GraphInstance(
             nodes=node_matrix(observation),
             edges=np.ones((observation.edges.shape[1], 1), dtype=np.float32),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from gns.errors import InvalidSettingError
 from gns.network import GraphBatch
 
 
-class PadGraph(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, spaces.GraphInstance]):
+class PadGraph(gym.ObservationWrapper):
     """Pads graphs of up to ``max_nodes`` nodes and ``max_edges`` edges.
 
     The observation is a dictionary of float32 arrays: ``nodes`` (max_nodes, 2 + F), rows [type, block, features];
@@ -40,12 +38,15 @@ class PadGraph(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, spaces.
         assert isinstance(space, spaces.Graph) and isinstance(space.node_space, spaces.Box)
         low, high = space.node_space.low, space.node_space.high
         boxes: dict[str, spaces.Space] = {
-            "nodes": spaces.Box(np.tile(low[: self._width], (max_nodes, 1)), np.tile(high[: self._width], (max_nodes, 1))),
+            "nodes": spaces.Box(
+                np.tile(low[: self._width], (max_nodes, 1)), np.tile(high[: self._width], (max_nodes, 1))
+            ),
             "edges": spaces.Box(0.0, float(max_nodes - 1) or 1.0, (2, max_edges)),
             "sizes": spaces.Box(0.0, np.array([max_nodes, max_edges], dtype=np.float32)),
         }
         if base.schema.globals:
             boxes["globals"] = spaces.Box(low[self._width :], high[self._width :])
+        self._has_globals = "globals" in boxes
         self.observation_space = spaces.Dict(boxes)
 
     def observation(self, observation: spaces.GraphInstance) -> dict[str, np.ndarray]:
@@ -53,12 +54,11 @@ class PadGraph(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, spaces.
 
         :raises InvalidSettingError: if it is larger than the room there is
         """
-        nodes, links = observation.nodes, observation.edge_links
-        assert links is not None
+        nodes, links = np.asarray(observation.nodes), np.asarray(observation.edge_links)
         if len(nodes) > self.max_nodes or len(links) > self.max_edges:
             raise InvalidSettingError(
-                f"The layer graph has {len(nodes)} nodes and {len(links)} edges; there is room for {self.max_nodes} and "
-                f"{self.max_edges}. Raise max_nodes and max_edges."
+                f"The layer graph has {len(nodes)} nodes and {len(links)} edges; there is room for {self.max_nodes} "
+                f"and {self.max_edges}. Raise max_nodes and max_edges."
             )
         padded = {
             "nodes": np.zeros((self.max_nodes, self._width), dtype=np.float32),
@@ -67,7 +67,7 @@ class PadGraph(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, spaces.
         }
         padded["nodes"][: len(nodes)] = nodes[:, : self._width]
         padded["edges"][:, : len(links)] = links.T
-        if "globals" in self.observation_space.spaces:  # type: ignore[attr-defined]
+        if self._has_globals:
             padded["globals"] = nodes[0, self._width :].copy()
         return padded
 

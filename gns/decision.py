@@ -73,7 +73,9 @@ class DecisionConfig:
         if self.decision_interval is not None:
             require_positive("decision_interval", self.decision_interval)
         if self.base <= 1.0:
-            raise InvalidSettingError(f"base is {self.base}; expected more than 1, since an action multiplies by base^a.")
+            raise InvalidSettingError(
+                f"base is {self.base}; expected more than 1, since an action multiplies by base^a."
+            )
         if self.min_lr >= self.max_lr:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
 
@@ -162,7 +164,9 @@ class DecisionCore:
                 "model's parameters; pass the model that the optimizer trains."
             )
         self.initial_lrs = [_initial_rate(group["lr"], config) for group in optimizer.param_groups]
-        self._profile = get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
+        self._profile = (
+            get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
+        )
         # Bounds hold for every group, so they bound the common factor.
         self._bounds = (config.min_lr / min(self.initial_lrs), config.max_lr / max(self.initial_lrs))
         self._kind = optimizer_kind(optimizer)
@@ -320,7 +324,9 @@ class DecisionCore:
         memory = self._memory
         if memory.interval_updates and self._losses is not None:
             observed = self._observed_at == self.update
-            losses = self.statistics.losses if observed else self._losses[: memory.interval_updates].cpu().double().numpy()
+            losses = (
+                self.statistics.losses if observed else self._losses[: memory.interval_updates].cpu().double().numpy()
+            )
             memory.previous_loss = float(losses.mean())
             if math.isnan(memory.first_loss):
                 memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
@@ -350,13 +356,13 @@ class DecisionCore:
             momentum_scale=moments.momentum_scale,
             second_scale=moments.second_scale,
             losses=losses,
-            first_loss=np.float64(memory.first_loss),
-            previous_loss=np.float64(memory.previous_loss),
-            learning_rate=np.float64(self.learning_rate),
-            progress=np.float64(min(self.update / self.budget, 1.0)),
-            budget=np.float64(self.budget),
-            rolled_back=np.float64(memory.rolled_back),
-            optimizer_kind=np.int64(OPTIMIZER_KINDS.index(self._kind)),
+            first_loss=np.asarray(memory.first_loss, dtype=np.float64),
+            previous_loss=np.asarray(memory.previous_loss, dtype=np.float64),
+            learning_rate=np.asarray(self.learning_rate, dtype=np.float64),
+            progress=np.asarray(min(self.update / self.budget, 1.0), dtype=np.float64),
+            budget=np.asarray(self.budget, dtype=np.float64),
+            rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
+            optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
         )
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -192,8 +193,9 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
     order = list(dict.fromkeys(walk.order))
     if walk.opaque:
         # What lies inside an opaque operation is taken in order of registration, one layer after the other.
-        hidden = [layer for layer in dict.fromkeys(layer_of.values()) if layer not in walk.order or layer in walk.inside]
-        walk.edges.update(zip(hidden, hidden[1:], strict=False))
+        layers = dict.fromkeys(layer_of.values())
+        hidden = [layer for layer in layers if layer not in walk.order or layer in walk.inside]
+        walk.edges.update(pairwise(hidden))
         order += [layer for layer in hidden if layer not in walk.order]
     if not order:
         raise LayerGraphError(
@@ -219,7 +221,7 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
 
 @dataclass
 class _Walk:
-    """What the autograd walk found: layers in order of use, edges between them, and the layers seen to enter an opaque operation."""
+    """What the walk found: layers in order of use, edges, and the layers seen to enter an opaque operation."""
 
     order: dict[str, None] = field(default_factory=dict)
     edges: set[tuple[str, str]] = field(default_factory=set)

@@ -120,7 +120,7 @@ def _sgd(
     if momentum == 0.0 or any(b is None for b in buffers):
         # The first update starts the buffer with the direction itself; Nesterov then looks one momentum ahead.
         ahead = 1.0 + momentum if group["nesterov"] else 1.0
-        return None, torch._foreach_mul(directions, ahead) if ahead != 1.0 else directions, 1.0
+        return None, list(torch._foreach_mul(directions, ahead)) if ahead != 1.0 else directions, 1.0
     gain = 1.0 - float(group["dampening"])
     updates = list(torch._foreach_mul(buffers, momentum))
     torch._foreach_add_(updates, directions, alpha=gain)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from gns.decision import Observation
 from gns.errors import InvalidSettingError, UnknownNameError
 from gns.features import get_schema
-from gns.layer_graph import NODE_TYPES
 
 CONVOLUTIONS: tuple[str, ...] = ("GCNConv", "GraphConv", "SAGEConv")
 NUM_TYPE_EMBEDDINGS = 8  # one more than there are types, for types of a later version
@@ -89,7 +88,9 @@ def batch_observations(observations: Sequence[Observation]) -> GraphBatch:
         nodes=torch.from_numpy(np.concatenate([o.nodes for o in observations])),
         node_types=torch.from_numpy(np.concatenate([o.node_types for o in observations])),
         blocks=torch.from_numpy(np.concatenate([o.blocks for o in observations])),
-        edges=torch.from_numpy(np.concatenate([o.edges + k for o, k in zip(observations, offsets, strict=True)], axis=1)),
+        edges=torch.from_numpy(
+            np.concatenate([o.edges + k for o, k in zip(observations, offsets, strict=True)], axis=1)
+        ),
         graph=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
         globals=torch.from_numpy(np.stack([o.globals for o in observations])),
     )
@@ -106,8 +107,8 @@ class GraphEncoder(nn.Module):
         convolution = getattr(pyg, config.convolution)
         self.hierarchical = config.hierarchical
         self.type_embedding = nn.Embedding(NUM_TYPE_EMBEDDINGS, config.type_embedding)
-        self.first = convolution(len(schema.node) + config.type_embedding, config.hidden)
-        self.second = convolution(config.hidden, config.hidden)
+        self.first: nn.Module = convolution(len(schema.node) + config.type_embedding, config.hidden)
+        self.second: nn.Module = convolution(config.hidden, config.hidden)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden + len(schema.globals), config.hidden)
 
@@ -147,13 +148,16 @@ class GNSNetwork(nn.Module):
         self.config = config
         self.encoder = GraphEncoder(config)
         self.actor = nn.Sequential(
-            nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1), nn.Tanh(), _Scale(config.action_scale)
+            nn.Linear(config.hidden, config.head),
+            nn.Tanh(),
+            nn.Linear(config.head, 1),
+            nn.Tanh(),
+            _Scale(config.action_scale),
         )
         self.critic = nn.Sequential(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1))
         with torch.no_grad():  # a new policy changes next to nothing
-            last = self.actor[2]
-            last.weight.mul_(0.01)
-            last.bias.zero_()
+            self.actor[2].weight.mul_(0.01)
+            self.actor[2].bias.zero_()
 
     def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Return the mean action (B, 1) in [-1, 1] and the value (B, 1)."""

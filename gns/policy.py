@@ -69,11 +69,14 @@ class PolicyConfig:
             raise PolicyFormatError("This is no GNS policy: expected a JSON object with a format_version.")
         if data["format_version"] != FORMAT_VERSION:
             raise PolicyFormatError(
-                f"The policy has format version {data['format_version']!r}; this version of gns reads {FORMAT_VERSION}. "
+                f"The policy has format version {data['format_version']!r}; this gns reads {FORMAT_VERSION}. "
                 "Use the version of gns that wrote it, or train it anew."
             )
         try:
-            parts = {"network": _build(NetworkConfig, data["network"]), "decision": _build(DecisionConfig, data["decision"])}
+            parts = {
+                "network": _build(NetworkConfig, data["network"]),
+                "decision": _build(DecisionConfig, data["decision"]),
+            }
             return cls(**{**data, **parts})
         except PolicyFormatError:
             raise
@@ -137,7 +140,7 @@ class GNSPolicy(
         return ModelCard(text)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> GNSPolicy:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> GNSPolicy:
         """Load a policy in evaluation mode.
 
         :param pretrained_model_name_or_path: folder with ``config.json`` and ``model.safetensors``, or a Hub id

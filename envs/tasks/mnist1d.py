@@ -21,12 +21,12 @@ _REWARD_EXAMPLES = 1000
 
 def _generate() -> dict[str, Any]:
     """Generate the published set; the generator seeds global random numbers, which are put back."""
-    outside = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    outside = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         return make_dataset(get_dataset_args())
     finally:
         random.setstate(outside[0])
-        np.random.set_state(outside[1])  # noqa: NPY002
+        np.random.set_state(outside[1])
         torch.set_rng_state(outside[2])
 
 

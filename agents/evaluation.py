@@ -1,0 +1,273 @@
+"""The evaluation protocol: schedules at their best tuned rate, policies from any initial rate, side by side.
+
+As in REX's protocol (Chen et al., MLSys 2022, section 4) the initial rate is all that is tuned, in multiples of 3, for
+every schedule, task, optimizer and budget. The rate is chosen on the reward split; the test split is for reporting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agents.controllers import Controller
+from agents.sweep import Job, run_jobs
+from envs.learning_rate_env import Episode
+from envs.tasks import Task
+from gns.errors import InvalidSettingError, UnknownNameError, require_positive
+
+COLUMNS = [
+    "task",
+    "controller",
+    "optimizer",
+    "budget",
+    "initial_lr",
+    "seed",
+    "reward_loss",
+    "test_loss",
+    "test_metric",
+    "updates",
+    "evaluations",
+    "seconds",
+    "rollbacks",
+]
+SETTING = ["task", "optimizer", "budget"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Initial rates a schedule is tuned over: ``lowest * 3^k``, k = 0 .. count - 1."""
+
+    lowest: float
+    count: int
+
+    def __post_init__(self) -> None:
+        require_positive("the lowest rate of a grid", self.lowest)
+        require_positive("the count of a grid", self.count)
+
+    def rates(self) -> list[float]:
+        """Return the rates, ascending."""
+        return [self.lowest * 3.0**k for k in range(self.count)]
+
+
+@dataclass(frozen=True)
+class InitialRates:
+    """Initial rates a policy starts from, evenly spaced in the logarithm."""
+
+    lowest: float
+    highest: float
+    count: int
+
+    def __post_init__(self) -> None:
+        require_positive("the lowest initial rate", self.lowest)
+        require_positive("the count of initial rates", self.count)
+        if not self.lowest <= self.highest:
+            raise InvalidSettingError(
+                f"Initial rates from {self.lowest} to {self.highest}; expected lowest <= highest."
+            )
+
+    def rates(self) -> list[float]:
+        """Return the rates, ascending."""
+        return [float(rate) for rate in np.geomspace(self.lowest, self.highest, self.count)]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is compared.
+
+    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
+    :param budgets: budgets in updates; None: each task's own
+    :param seeds: training runs of each setting
+    :param workers: processes; 0: none but this one
+    :param grids: for each optimizer, the rates schedules are tuned over
+    :param widen: how often a grid may grow at an edge where the best rate lies
+    :param initial_rates: for each optimizer, the rates policies start from
+    """
+
+    optimizers: tuple[str, ...] = ("adam",)
+    budgets: tuple[int, ...] | None = None
+    seeds: int = 16
+    workers: int = 2
+    grids: dict[str, Grid] = field(default_factory=dict)
+    widen: int = 3
+    initial_rates: dict[str, InitialRates] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_positive("seeds", self.seeds)
+        for budget in self.budgets or ():
+            require_positive("budget", budget)
+        for name in self.optimizers:
+            for known in (self.grids, self.initial_rates):
+                if name not in known:
+                    raise UnknownNameError("optimizer with a grid and initial rates", name, known)
+
+
+@dataclass
+class Evaluation:
+    """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows."""
+
+    runs: pd.DataFrame
+    tuned: pd.DataFrame
+    paths: list[list[tuple[float, float]]]
+
+
+def evaluate(
+    controllers: Sequence[Controller],
+    tasks: Sequence[Task],
+    config: EvaluationConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: bool = True,
+) -> Evaluation:
+    """Run every controller on every task, optimizer and budget.
+
+    :param progress: called with the runs done and the runs known to be needed
+    :param report: measure the test split too
+    """
+    settings = [
+        (task, optimizer, budget)
+        for task in tasks
+        for optimizer in config.optimizers
+        for budget in (config.budgets or (task.budget,))
+    ]
+    jobs: list[Job] = []
+    for task, optimizer, budget in settings:
+        for controller in controllers:
+            rates = (config.grids if controller.tuned else config.initial_rates)[optimizer].rates()
+            jobs += _jobs(controller, task, optimizer, budget, rates, config.seeds, report)
+    rows: list[dict[str, Any]] = []
+    for turn in range(config.widen + 1):
+        total = len(rows) + len(jobs)
+        before = len(rows)
+        count = iter(range(before + 1, total + 1))
+        rows += run_jobs(jobs, config.workers, lambda count=count, total=total: progress(next(count), total))  # type: ignore[misc]
+        jobs = []
+        if turn < config.widen:
+            table = _frame(rows)
+            for task, optimizer, budget in settings:
+                for controller in controllers:
+                    if controller.tuned:
+                        more = wider(table, controller.name, task.name, optimizer, budget)
+                        jobs += _jobs(controller, task, optimizer, budget, more, config.seeds, report)
+        if not jobs:
+            break
+    runs = _frame(rows)
+    names = [controller.name for controller in controllers if controller.tuned]
+    return Evaluation(runs, tune(runs[runs.controller.isin(names)]), [row["path"] for row in rows])
+
+
+def tune(runs: pd.DataFrame) -> pd.DataFrame:
+    """Choose the initial rate of each controller, task, optimizer and budget: lowest mean loss on the reward split.
+
+    A rate at which any run diverged loses to every rate at which none did. Never looks at the test columns.
+    """
+    seen = runs[[*SETTING, "controller", "initial_lr", "reward_loss"]]
+    means = seen.groupby([*SETTING, "controller", "initial_lr"], sort=False)["reward_loss"].mean().reset_index()
+    best = means.groupby([*SETTING, "controller"], sort=False)["reward_loss"].idxmin()
+    return means.loc[best].rename(columns={"initial_lr": "tuned_lr"}).reset_index(drop=True)
+
+
+def wider(runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int) -> list[float]:
+    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing."""
+    own = runs[
+        (runs.controller == controller) & (runs.task == task) & (runs.optimizer == optimizer) & (runs.budget == budget)
+    ]
+    rates = sorted(own.initial_lr.unique())
+    best = float(tune(own).tuned_lr.iloc[0])
+    if best == rates[-1]:
+        return [best * 3.0]
+    return [best / 3.0] if best == rates[0] else []
+
+
+def _jobs(
+    controller: Controller, task: Task, optimizer: str, budget: int, rates: Sequence[float], seeds: int, report: bool
+) -> list[Job]:
+    return [
+        Job(controller, Episode(task, optimizer, budget, rate, seed), report) for rate in rates for seed in range(seeds)
+    ]
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([{key: row[key] for key in COLUMNS} for row in rows], columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the comparison: one controller in one setting, means over seeds (and initial rates of a policy).
+
+    :param initial_lr: tuned rate, or NaN for the mean over all initial rates of a policy
+    :param test_loss: mean test loss
+    :param low: lower end of its 95 % bootstrap interval over seeds
+    :param high: upper end
+    :param deviation: standard deviation over seeds
+    :param test_metric: mean test metric
+    :param ratio: test loss over the best tuned schedule's
+    :param runs: training runs it costs to get one such result: the rates tried for a schedule, 1 for a policy
+    :param rollbacks: rollbacks a run
+    """
+
+    task: str
+    optimizer: str
+    budget: int
+    controller: str
+    initial_lr: float
+    test_loss: float
+    low: float
+    high: float
+    deviation: float
+    test_metric: float
+    ratio: float
+    runs: int
+    rollbacks: float
+
+
+def compare(evaluation: Evaluation) -> list[Line]:
+    """Return the comparison: each schedule at its tuned rate, each policy from each initial rate and over all."""
+    lines: list[Line] = []
+    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
+    for key, runs in evaluation.runs.groupby(SETTING, sort=False):
+        setting: tuple[Any, ...] = tuple(key)
+        chosen: list[tuple[str, float, pd.DataFrame, int]] = []
+        for name, own in runs.groupby("controller", sort=False):
+            if (*setting, name) in tuned.index:
+                rate = float(tuned[(*setting, name)])
+                chosen.append((name, rate, own[own.initial_lr == rate], own.initial_lr.nunique()))
+            else:
+                chosen += [(name, rate, part, 1) for rate, part in own.groupby("initial_lr")]
+                chosen.append((name, math.nan, own, 1))
+        schedules = [part.test_loss.mean() for name, _, part, _ in chosen if (*setting, name) in tuned.index]
+        best = min(schedules, default=math.nan)
+        for name, rate, part, cost in chosen:
+            by_seed = part.groupby("seed").test_loss.mean().to_numpy()
+            low, high = bootstrap_interval(by_seed)
+            lines.append(
+                Line(
+                    **dict(zip(SETTING, setting, strict=True)),
+                    controller=name,
+                    initial_lr=rate,
+                    test_loss=float(part.test_loss.mean()),
+                    low=low,
+                    high=high,
+                    deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
+                    test_metric=float(part.test_metric.mean()),
+                    ratio=float(part.test_loss.mean() / best),
+                    runs=cost,
+                    rollbacks=float(part.rollbacks.mean()),
+                )
+            )
+    return lines
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over seeds (``scipy.stats.bootstrap``); NaN for fewer than 2."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan, math.nan
+    interval = bootstrap(
+        (values,), np.mean, confidence_level=confidence, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

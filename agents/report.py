@@ -1,0 +1,204 @@
+"""What an evaluation leaves behind: a table on the terminal, results.csv, summary.json and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from agents.evaluation import SETTING, Evaluation, Line
+from gns.errors import InvalidSettingError
+
+# Okabe and Ito's colours, told apart in every common form of colour blindness.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#000000"]
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "*"]
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Create a folder for results, before any work is done.
+
+    :raises InvalidSettingError: if it cannot be written to
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidSettingError(
+            f"Cannot write to {folder} ({error}); expected a folder to put results in."
+        ) from error
+    return folder
+
+
+def tables(lines: list[Line]) -> list[Table]:
+    """Return a rich table for each task, optimizer and budget."""
+    result = []
+    for (task, optimizer, budget), group in _by_setting(lines):
+        table = Table(title=f"{task}, {optimizer}, {budget} updates", title_justify="left")
+        for column in ("controller", "initial rate", "test loss", "95 % interval", "s.d.", "metric", "vs best", "runs"):
+            table.add_column(column, justify="left" if column == "controller" else "right", no_wrap=True)
+        for line in group:
+            mean = math.isnan(line.initial_lr)
+            table.add_row(
+                line.controller,
+                "mean over all" if mean else f"{line.initial_lr:.2g}",
+                f"{line.test_loss:.4f}",
+                f"{line.low:.4f} .. {line.high:.4f}",
+                f"{line.deviation:.4f}",
+                f"{line.test_metric:.4f}",
+                f"{line.ratio:.3f}",
+                str(line.runs),
+                style="bold" if mean else "",
+                end_section=mean,
+            )
+        result.append(table)
+    return result
+
+
+def markdown(lines: list[Line]) -> str:
+    """Return the comparison as Markdown tables."""
+    parts = []
+    for (task, optimizer, budget), group in _by_setting(lines):
+        parts.append(f"**{task}, {optimizer}, {budget} updates**\n")
+        parts.append("| controller | initial rate | test loss | 95 % interval | s.d. | metric | vs best | runs |")
+        parts.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        for line in group:
+            rate = "mean over all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"
+            parts.append(
+                f"| {line.controller} | {rate} | {line.test_loss:.4f} | {line.low:.4f} to {line.high:.4f} | "
+                f"{line.deviation:.4f} | {line.test_metric:.4f} | {line.ratio:.3f} | {line.runs} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about: dict[str, Any]) -> list[Path]:
+    """Write results.csv, summary.json, table.md and the plots; return their paths.
+
+    :param about: what made the results (configuration, versions), put into the summary
+    """
+    results, summary, table = folder / "results.csv", folder / "summary.json", folder / "table.md"
+    evaluation.runs.to_csv(results, index=False)
+    table.write_text(markdown(lines), encoding="utf-8")
+    content = {
+        "lines": [{key: _plain(value) for key, value in asdict(line).items()} for line in lines],
+        "tuned": evaluation.tuned.to_dict(orient="records"),
+        **about,
+    }
+    summary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return [results, summary, table, *_plots(folder, evaluation, lines)]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: None stands for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _by_setting(lines: list[Line]) -> list[tuple[tuple[str, str, int], list[Line]]]:
+    groups: dict[tuple[str, str, int], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line.task, line.optimizer, line.budget), []).append(line)
+    return list(groups.items())
+
+
+def _plots(folder: Path, evaluation: Evaluation, lines: list[Line]) -> list[Path]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    written = []
+    groups = evaluation.runs.groupby(SETTING, sort=False)
+    for setting, runs in groups:
+        tag = "_".join(str(part) for part in setting) if groups.ngroups > 1 else ""
+        own = [line for line in lines if (line.task, line.optimizer, line.budget) == setting]
+        title = f"{setting[0]}, {setting[1]}, {setting[2]} updates"
+        for name, draw in (("rates", _draw_rates), ("initial_rate", _draw_error_against_initial_rate)):
+            path = folder / f"{name}{'_' + tag if tag else ''}.png"
+            draw(path, title, runs, evaluation, own)
+            written.append(path)
+    return written
+
+
+def _draw_error_against_initial_rate(
+    path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluation, lines: list[Line]
+) -> None:
+    """Final test loss and error against the initial rate (the REX paper's Figure 3): mean and deviation over seeds."""
+    from matplotlib import pyplot as plt
+
+    tuned = set(evaluation.tuned.controller)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    best = min((line.test_loss for line in lines if line.controller in tuned), default=math.nan)
+    for axis, value, label in ((axes[0], runs.test_loss, "test loss"), (axes[1], 1 - runs.test_metric, "test error")):
+        table = runs.assign(value=value)
+        for number, (name, own) in enumerate(table.groupby("controller", sort=False)):
+            stats = own.groupby("initial_lr").value.agg(["mean", "std"])
+            policy = name not in tuned
+            axis.errorbar(
+                stats.index,
+                stats["mean"],
+                stats["std"].fillna(0.0),
+                label=name,
+                color="black" if policy else COLOURS[number % len(COLOURS)],
+                marker="*" if policy else MARKERS[number % len(MARKERS)],
+                markersize=9 if policy else 4,
+                linewidth=2.5 if policy else 1.2,
+                capsize=2,
+                zorder=5 if policy else 2,
+            )
+        axis.set(xscale="log", yscale="log", xlabel="initial learning rate (one-cycle: peak)", ylabel=label)
+        axis.grid(alpha=0.3)
+        # Ticks that can be read when less than a decade is shown.
+        axis.yaxis.set_major_formatter("{x:.2g}")
+        axis.yaxis.set_minor_formatter("{x:.2g}")
+        axis.tick_params(axis="y", which="minor", labelsize=7)
+    axes[0].axhline(best, color="grey", linestyle=":", linewidth=1.2, label="best tuned schedule")
+    axes[0].set_ylim(0.75 * best if best > 0 else None, 30 * best if best > 0 else None)
+    figure.suptitle(f"{title}: end of training against initial rate, mean and s.d. over seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluation, lines: list[Line]) -> None:
+    """Rate over progress: each schedule at its tuned rate, each policy from each initial rate (geometric mean)."""
+    from matplotlib import pyplot as plt
+
+    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    shades = plt.get_cmap("viridis")
+    for number, (name, own) in enumerate(runs.groupby("controller", sort=False)):
+        key = (*own[SETTING].iloc[0], name)
+        if key in tuned.index:
+            rate = float(tuned[key])
+            progress, mean, _ = _mean_path(evaluation, own[own.initial_lr == rate])
+            colour = COLOURS[number % len(COLOURS)]
+            axes[0].plot(progress, mean, label=f"{name} ({rate:.2g})", color=colour, linewidth=1.6)
+            continue
+        starts = sorted(own.initial_lr.unique())
+        for position, start in enumerate(starts):
+            progress, mean, spread = _mean_path(evaluation, own[own.initial_lr == start])
+            shade = shades(0.9 * position / max(1, len(starts) - 1))
+            axes[1].plot(progress, mean, label=f"{name} from {start:.1g}", color=shade, linewidth=1.8)
+            axes[1].fill_between(progress, mean / spread, mean * spread, color=shade, alpha=0.15, linewidth=0)
+    for axis, part in zip(axes, ("schedules at their tuned rate", "learned, from each initial rate"), strict=True):
+        axis.set(yscale="log", xlabel="progress", title=part)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
+    lowest = min((min(rate for t, rate in path if t < 0.95) for path in evaluation.paths if path), default=1e-5)
+    axes[0].set(ylabel="learning rate", ylim=(max(lowest / 2, 1e-6), None))
+    figure.suptitle(f"{title}: learning rate, geometric mean (band: s.d.) over seeds")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    paths = np.array([evaluation.paths[int(index)] for index in runs.index])
+    logs = np.log(np.maximum(paths[:, :, 1], 1e-30))
+    return paths[0, :, 0], np.exp(logs.mean(axis=0)), np.exp(logs.std(axis=0))

@@ -1,0 +1,90 @@
+"""Many training runs in a few processes."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from agents.controllers.base import Controller
+from agents.ppo import single_thread
+from envs.learning_rate_env import Episode
+from envs.tasks.base import Split
+from envs.training_run import evaluate_split
+
+PATH_POINTS = 100  # points of a rate path that are kept
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run under one controller.
+
+    :param report: also measure the trained model on the test split
+    """
+
+    controller: Controller
+    episode: Episode
+    report: bool = True
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Run jobs and return a row each, in the order of the jobs whatever order they end in.
+
+    :param workers: processes of one thread each; 0 runs them here
+    :param done: called after each job
+    """
+    rows: list[dict[str, Any]] = [{} for _ in jobs]
+    if workers == 0:
+        for number, job in enumerate(jobs):
+            rows[number] = run_job(job)
+            done()
+        return rows
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["agents.sweep"])
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as pool:
+        futures = {pool.submit(run_job, job): number for number, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                rows[futures[future]] = future.result()
+                done()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return rows
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train a run and return its row; ``path`` holds (progress, learning rate) pairs."""
+    episode = job.episode
+    run = job.controller.train(episode)
+    row: dict[str, Any] = {
+        "task": episode.task.name,
+        "controller": job.controller.name,
+        "optimizer": episode.optimizer,
+        "budget": episode.budget,
+        "initial_lr": episode.learning_rate,
+        "seed": episode.seed,
+        "reward_loss": run.reward_loss if not math.isnan(run.reward_loss) else math.inf,
+        "test_loss": math.nan,
+        "test_metric": math.nan,
+        "updates": run.updates,
+        "evaluations": run.evaluations,
+        "seconds": run.seconds,
+        "rollbacks": run.rollbacks,
+    }
+    if job.report:
+        row["test_loss"], row["test_metric"] = evaluate_split(run.model, episode.task, _test_split(episode.task.name))
+    stride = max(1, len(run.rates) // PATH_POINTS)
+    row["path"] = [(t / len(run.rates), run.rates[t]) for t in range(0, len(run.rates), stride)]
+    return row
+
+
+@lru_cache(maxsize=8)
+def _test_split(task_name: str) -> Split:
+    from envs.tasks.report import load_test_split
+
+    return load_test_split(task_name)

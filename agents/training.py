@@ -1,0 +1,228 @@
+"""Training a scheduling policy from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.controllers import ScheduleController
+from agents.evaluation import EvaluationConfig, Grid, evaluate
+from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
+from envs.learning_rate_env import EnvConfig
+from envs.tasks import Task
+from gns.errors import InvalidSettingError, require_positive
+from gns.features import log_loss
+from gns.policy import GNSPolicy
+from gns.profiles import get_profile
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Tuned schedules that training is compared with while it runs, on the reward split.
+
+    :param controllers: names of profiles; empty: no comparison
+    :param rates: initial rates tried, over the range the environment draws from
+    :param seeds: runs of each
+    """
+
+    controllers: tuple[str, ...] = ("linear", "onecycle", "rex")
+    rates: int = 6
+    seeds: int = 2
+
+    def __post_init__(self) -> None:
+        for name in self.controllers:
+            get_profile(name)
+        require_positive("rates", self.rates)
+        require_positive("seeds", self.seeds)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a policy is trained.
+
+    :param episodes: training runs to learn from, rounded up to whole rollouts
+    :param seed: seed of everything
+    :param workers: processes that collect; 0: none but this one. Changes no result
+    """
+
+    episodes: int = 2400
+    seed: int = 0
+    workers: int = 2
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: PPOConfig = field(default_factory=PPOConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+
+    def __post_init__(self) -> None:
+        require_positive("episodes", self.episodes)
+        if self.workers < 0:
+            raise InvalidSettingError(f"workers is {self.workers}; expected 0 or more.")
+        if self.env.decision.features != self.agent.network.features:
+            raise InvalidSettingError(
+                f"The environment gives features {self.env.decision.features!r} but the network reads "
+                f"{self.agent.network.features!r}; set env.decision.features and agent.network.features to one schema."
+            )
+
+    @property
+    def total_episodes(self) -> int:
+        """Episodes in whole rollouts."""
+        size = self.agent.episodes_per_rollout
+        return math.ceil(self.episodes / size) * size
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows.
+
+    :param episodes: episodes done
+    :param ratio: geometric mean, over recent episodes, of the final loss on the reward split over that of the best
+        tuned schedule at the same budget; NaN without a baseline
+    :param loss: geometric mean of the recent final losses themselves
+    :param rollbacks: rollbacks an episode, recently
+    """
+
+    episodes: int
+    ratio: float
+    loss: float
+    rollbacks: float
+
+
+class ScheduleReference:
+    """Log loss on the reward split that tuned schedules reach, for any budget, by task and optimizer.
+
+    Measured at the smallest, middle and largest budget, and interpolated linearly in log(budget) between them.
+    """
+
+    def __init__(self, tasks: Sequence[Task], env: EnvConfig, config: BaselineConfig, workers: int) -> None:
+        low, high = env.budgets
+        self._budgets = sorted({low, round(math.sqrt(low * high)), high})
+        self._logs: dict[tuple[str, str], list[float]] = {}
+        if not config.controllers:
+            return
+        controllers = [ScheduleController(name, name, cycle_momentum=name == "onecycle") for name in config.controllers]
+        for optimizer in env.optimizers:
+            _, highest = env.learning_rates[optimizer]
+            # The upper part of the prior is where tuned rates lie: multiples of 3 down from its top.
+            grid = Grid(highest / 3.0 ** (config.rates - 1), config.rates)
+            settings = EvaluationConfig(
+                optimizers=(optimizer,),
+                budgets=tuple(self._budgets),
+                seeds=config.seeds,
+                workers=workers,
+                grids={optimizer: grid},
+                initial_rates={optimizer: grid},  # type: ignore[dict-item]
+                widen=0,
+            )
+            best = evaluate(controllers, tasks, settings, report=False).tuned
+            for task in tasks:
+                own = best[best.task == task.name].groupby("budget").reward_loss.min()
+                self._logs[task.name, optimizer] = [log_loss(float(own[budget])) for budget in self._budgets]
+
+    def log_loss(self, task: str, optimizer: str, budget: int) -> float:
+        """Return the log loss of the best tuned schedule, NaN if none was measured."""
+        logs = self._logs.get((task, optimizer))
+        return float(np.interp(math.log(budget), np.log(self._budgets), logs)) if logs else math.nan
+
+
+class _Watch(BaseCallback):
+    """Counts episodes, reports progress and writes scalars."""
+
+    def __init__(self, reference: ScheduleReference, report: Callable[[Progress], None]) -> None:
+        super().__init__()
+        self._reference, self._report = reference, report
+        self.episodes, self.diverged = 0, 0
+        self.recent: deque[tuple[float, float, int, float]] = deque(maxlen=256)
+
+    def _on_step(self) -> bool:
+        before = self.episodes
+        for info in self.locals["infos"]:
+            if "episode_return" in info:
+                self.episodes += 1
+                self.diverged += int(info["diverged"])
+                loss = log_loss(info["reward_loss"])
+                gap = loss - self._reference.log_loss(info["task"], info["optimizer"], info["budget"])
+                self.recent.append((gap, loss, info["rollbacks"], info["episode_return"]))
+        if self.episodes > before:
+            self._report(self.progress())
+        return True
+
+    def _on_rollout_end(self) -> None:
+        progress = self.progress()
+        self.logger.record("episodes/count", self.episodes)
+        self.logger.record("episodes/return", float(np.mean([row[3] for row in self.recent])) if self.recent else 0.0)
+        self.logger.record("episodes/reward_loss", progress.loss)
+        self.logger.record("episodes/loss_over_tuned_schedules", progress.ratio)
+        self.logger.record("episodes/rollbacks", progress.rollbacks)
+        self.logger.record("episodes/diverged", self.diverged)
+
+    def progress(self) -> Progress:
+        """Return where training stands."""
+        if not self.recent:
+            return Progress(self.episodes, math.nan, math.nan, 0.0)
+        gaps, losses, rollbacks, _ = (np.array(column) for column in zip(*self.recent, strict=True))
+        return Progress(self.episodes, math.exp(gaps.mean()), math.exp(losses.mean()), float(rollbacks.mean()))
+
+
+def train(
+    tasks: Sequence[Task],
+    config: TrainConfig,
+    tensorboard: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> GNSPolicy:
+    """Train a policy by PPO on episodes over all tasks, and return it.
+
+    One thread and the same configuration give the same policy bit for bit, whatever the number of workers.
+
+    :param tensorboard: folder for TensorBoard's scalars
+    :param report: called after every episode
+    """
+    single_thread()
+    start = time.perf_counter()
+    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers)
+    decisions = math.ceil(config.env.budgets[1] / config.env.decision.interval(config.env.budgets[1]))
+    venv = make_vec_env(list(tasks), config.env, config.agent.num_envs, config.workers, config.seed)
+    try:
+        model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
+        watch = _Watch(reference, report)
+        model.learn(config.total_episodes * decisions, callback=watch, tb_log_name="ppo")
+    finally:
+        venv.close()
+    progress = watch.progress()
+    training = {
+        "tasks": ", ".join(task.name for task in tasks),
+        "optimizers": ", ".join(config.env.optimizers),
+        "budgets": f"{config.env.budgets[0]} to {config.env.budgets[1]} updates",
+        "initial rates": json.dumps({name: config.env.learning_rates[name] for name in config.env.optimizers}),
+        "episodes": watch.episodes,
+        "episodes lost to divergence": watch.diverged,
+        "seed": config.seed,
+        "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
+    }
+    _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
+    return export_policy(model, config.env, config.agent, training)
+
+
+def _rounded(value: float) -> Any:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def versions() -> Mapping[str, str]:
+    """Return the versions of what a result depends on."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    import gns
+
+    names = ("torch", "torch-geometric", "gymnasium", "stable-baselines3", "numpy", "scikit-learn")
+    return {"gns": gns.__version__, "python": python_version(), **{name: version(name) for name in names}}

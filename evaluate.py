@@ -1,0 +1,55 @@
+"""Compare controllers: ``python evaluate.py [name=... task=[...] controller=[...] policy=... seeds=...]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from agents.controllers import make_controller
+from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate
+from agents.progress import ProgressBar
+from agents.report import prepare_folder, tables, write_results
+from agents.settings import build
+from agents.training import versions
+from envs.tasks import get_task
+from gns.errors import GNSError
+
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy")
+
+
+def run(config: DictConfig) -> Evaluation:
+    """Evaluate as the configuration says, print the comparison and write it under outputs/NAME."""
+    content: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
+    tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
+    controllers = [make_controller(name, about) for name, about in content["controller"].items()]
+    folder = prepare_folder(Path("outputs") / config.name)
+    console = Console()
+    console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
+    with ProgressBar("evaluating", "training runs", console) as bar:
+        evaluation = evaluate(controllers, tasks, settings, bar.update)
+    lines = compare(evaluation)
+    written = write_results(folder, evaluation, lines, {"config": content, "versions": dict(versions())})
+    for table in tables(lines):
+        console.print(table)
+    console.print("'vs best': test loss over that of the best tuned schedule; 'runs': training runs a result costs.")
+    for path in written:
+        console.print(f"wrote {path}")
+    return evaluation
+
+
+@hydra.main(version_base=None, config_path="configs", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Compose the configuration and evaluate."""
+    try:
+        run(config)
+    except GNSError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
