@@ -261,6 +261,29 @@ def compare(evaluation: Evaluation) -> list[Line]:
     return lines
 
 
+@dataclass(frozen=True)
+class Hindsight:
+    """The schedule and rate with the lowest mean test loss in a setting, picked on the test split itself.
+
+    Nobody can choose so; it bounds from below what any tuning of these schedules could have reached.
+    """
+
+    task: str
+    optimizer: str
+    budget: int
+    controller: str
+    initial_lr: float
+    test_loss: float
+
+
+def hindsight(evaluation: Evaluation) -> list[Hindsight]:
+    """Return the best schedule and rate of each setting, seen from the test split: for reporting only."""
+    runs = evaluation.runs[evaluation.runs.controller.isin(set(evaluation.tuned.controller))]
+    means = runs.groupby([*SETTING, "controller", "initial_lr"], sort=False).test_loss.mean().reset_index()
+    best = means.loc[means.groupby(SETTING, sort=False).test_loss.idxmin()]
+    return [Hindsight(**row) for row in best.to_dict(orient="records")]
+
+
 def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over seeds (``scipy.stats.bootstrap``); NaN for fewer than 2."""
     from scipy.stats import bootstrap

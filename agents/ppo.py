@@ -148,9 +148,9 @@ class TaskReturnScaling(VecEnvWrapper):
         return observations, rewards / np.array([self.deviation(key) for key in keys]), dones, infos
 
     def deviation(self, key: str) -> float:
-        """Standard deviation of the returns so far, 1 while unknown."""
+        """Standard deviation of the returns so far, at least 0.05 (a loss that differs by 5 %); 1 while unknown."""
         count, _, squares = self.moments.get(key, (0.0, 0.0, 0.0))
-        return max((squares / (count - 1)) ** 0.5, 1e-3) if count >= 2 else 1.0
+        return max((squares / (count - 1)) ** 0.5, 0.05) if count >= 2 else 1.0
 
     def _note(self, key: str, value: float) -> None:
         moments = self.moments.setdefault(key, [0.0, 0.0, 0.0])

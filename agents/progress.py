@@ -20,8 +20,7 @@ class ProgressBar:
 
     def __init__(self, description: str, unit: str, console: Console, every: float = 15.0) -> None:
         self._description, self._unit, self._console, self._every = description, unit, console, every
-        self._start = self._last = time.perf_counter()
-        self._total = 0
+        self._start = self._last = 0.0
         self._bar: Progress | None = None
 
     def __enter__(self) -> ProgressBar:
@@ -47,6 +46,8 @@ class ProgressBar:
     def update(self, done: int, total: int, message: str = "") -> None:
         """Show how far it is."""
         now = time.perf_counter()
+        if not self._start:  # what was done before the first call is preparation
+            self._start = self._last = now
         elapsed = now - self._start
         rate = f"({done / elapsed:.1f}/s)" if elapsed > 0 else ""
         if self._bar:
@@ -57,4 +58,5 @@ class ProgressBar:
             self._console.print(
                 f"{self._description}: {done}/{total} {self._unit} {rate}, {left:.0f} s left {message}".rstrip(),
                 highlight=False,
+                soft_wrap=True,
             )

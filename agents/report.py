@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.evaluation import SETTING, Evaluation, Line
+from agents.evaluation import SETTING, Evaluation, Line, hindsight
 from gns.errors import InvalidSettingError
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness.
@@ -41,16 +42,17 @@ def tables(lines: list[Line]) -> list[Table]:
     """Return a rich table for each task, optimizer and budget."""
     result = []
     for (task, optimizer, budget), group in _by_setting(lines):
-        table = Table(title=f"{task}, {optimizer}, {budget} updates", title_justify="left")
-        for column in ("controller", "initial rate", "test loss", "95 % interval", "s.d.", "metric", "vs best", "runs"):
+        title = f"{task}, {optimizer}, {budget} updates"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+        for column in ("controller", "lr", "test loss", "95 % interval", "s.d.", "metric", "vs best", "runs"):
             table.add_column(column, justify="left" if column == "controller" else "right", no_wrap=True)
         for line in group:
             mean = math.isnan(line.initial_lr)
             table.add_row(
                 line.controller,
-                "mean over all" if mean else f"{line.initial_lr:.2g}",
+                "all" if mean else f"{line.initial_lr:.2g}",
                 f"{line.test_loss:.4f}",
-                f"{line.low:.4f} .. {line.high:.4f}",
+                f"{line.low:.4f}-{line.high:.4f}",
                 f"{line.deviation:.4f}",
                 f"{line.test_metric:.4f}",
                 f"{line.ratio:.3f}",
@@ -67,10 +69,10 @@ def markdown(lines: list[Line]) -> str:
     parts = []
     for (task, optimizer, budget), group in _by_setting(lines):
         parts.append(f"**{task}, {optimizer}, {budget} updates**\n")
-        parts.append("| controller | initial rate | test loss | 95 % interval | s.d. | metric | vs best | runs |")
+        parts.append("| controller | initial lr | test loss | 95 % interval | s.d. | metric | vs best | runs |")
         parts.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for line in group:
-            rate = "mean over all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"
+            rate = "all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"
             parts.append(
                 f"| {line.controller} | {rate} | {line.test_loss:.4f} | {line.low:.4f} to {line.high:.4f} | "
                 f"{line.deviation:.4f} | {line.test_metric:.4f} | {line.ratio:.3f} | {line.runs} |"
@@ -88,16 +90,21 @@ def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about
     evaluation.runs.to_csv(results, index=False)
     table.write_text(markdown(lines), encoding="utf-8")
     content = {
-        "lines": [{key: _plain(value) for key, value in asdict(line).items()} for line in lines],
+        "hindsight": [asdict(item) for item in hindsight(evaluation)],
+        "lines": [asdict(line) for line in lines],
         "tuned": evaluation.tuned.to_dict(orient="records"),
         **about,
     }
-    summary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    summary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False), encoding="utf-8")
     return [results, summary, table, *_plots(folder, evaluation, lines)]
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: None stands for it."""
+    """JSON has no NaN and no infinity: None stands for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -130,6 +137,7 @@ def _draw_error_against_initial_rate(
 ) -> None:
     """Final test loss and error against the initial rate (the REX paper's Figure 3): mean and deviation over seeds."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     tuned = set(evaluation.tuned.controller)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
@@ -153,10 +161,9 @@ def _draw_error_against_initial_rate(
             )
         axis.set(xscale="log", yscale="log", xlabel="initial learning rate (one-cycle: peak)", ylabel=label)
         axis.grid(alpha=0.3)
-        # Ticks that can be read when less than a decade is shown.
-        axis.yaxis.set_major_formatter("{x:.2g}")
-        axis.yaxis.set_minor_formatter("{x:.2g}")
-        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].axhline(best, color="grey", linestyle=":", linewidth=1.2, label="best tuned schedule")
     axes[0].set_ylim(0.75 * best if best > 0 else None, 30 * best if best > 0 else None)
     figure.suptitle(f"{title}: end of training against initial rate, mean and s.d. over seeds")

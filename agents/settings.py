@@ -33,7 +33,7 @@ def build(cls: type[T], settings: DictConfig | Mapping[str, Any], where: str = "
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     values = {}
     for key, value in settings.items():
-        path = f"{where}.{key}" if where else str(key)
+        path = f"{where}.{key!s}" if where else str(key)
         if key not in known:
             raise UnknownNameError("setting", path, [f"{where}.{name}" if where else name for name in known])
         values[key] = _convert(hints[key], value, path)

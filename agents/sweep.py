@@ -68,7 +68,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "budget": episode.budget,
         "initial_lr": episode.learning_rate,
         "seed": episode.seed,
-        "reward_loss": run.reward_loss if not math.isnan(run.reward_loss) else math.inf,
+        "reward_loss": _worst_if_nan(run.reward_loss),
         "test_loss": math.nan,
         "test_metric": math.nan,
         "updates": run.updates,
@@ -77,10 +77,16 @@ def run_job(job: Job) -> dict[str, Any]:
         "rollbacks": run.rollbacks,
     }
     if job.report:
-        row["test_loss"], row["test_metric"] = evaluate_split(run.model, episode.task, _test_split(episode.task.name))
+        loss, metric = evaluate_split(run.model, episode.task, _test_split(episode.task.name))
+        row["test_loss"], row["test_metric"] = _worst_if_nan(loss), metric
     stride = max(1, len(run.rates) // PATH_POINTS)
     row["path"] = [(t / len(run.rates), run.rates[t]) for t in range(0, len(run.rates), stride)]
     return row
+
+
+def _worst_if_nan(loss: float) -> float:
+    """A diverged run's loss is infinite, so that no mean leaves it out."""
+    return math.inf if math.isnan(loss) else loss
 
 
 @lru_cache(maxsize=8)

@@ -20,5 +20,4 @@ __all__ = [
 ]
 
 if "gns/LearningRate-v0" not in gym.registry:
-    # Graph observations have no place in Gymnasium's passive checker's warnings; check_env is run by the tests.
     gym.register(id="gns/LearningRate-v0", entry_point="envs.learning_rate_env:LearningRateEnv")

@@ -58,10 +58,19 @@ class EnvConfig:
         for name in self.optimizers:
             if name not in OPTIMIZERS:
                 raise UnknownNameError("optimizer", name, OPTIMIZERS)
-            low, high = self.learning_rates.get(name, (0.0, 0.0))
+            if name not in self.learning_rates:
+                raise InvalidSettingError(
+                    f"learning_rates has entries for {sorted(self.learning_rates)} and none for {name}; expected one for "
+                    "every optimizer."
+                )
+            low, high = self.learning_rates[name]
             require_positive(f"the lowest initial learning rate of {name}", low)
-            if not low <= high:
-                raise InvalidSettingError(f"learning_rates of {name} are {(low, high)}; expected (lowest, highest).")
+            require_positive(f"the highest initial learning rate of {name}", high)
+            if not self.decision.min_lr <= low <= high <= self.decision.max_lr:
+                raise InvalidSettingError(
+                    f"learning_rates of {name} are {(low, high)}; expected (lowest, highest) within [min_lr, max_lr] = "
+                    f"[{self.decision.min_lr:g}, {self.decision.max_lr:g}]."
+                )
         if not self.optimizers:
             raise InvalidSettingError("optimizers is empty; expected at least one.")
         if self.reward not in REWARDS:
@@ -119,7 +128,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not self.tasks:
             raise InvalidSettingError("tasks is empty; expected at least one task.")
         self._schema = get_schema(self.config.decision.features)
-        self._graphs: dict[str, LayerGraph] = {}
+        self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
         self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
         self.action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
@@ -133,10 +142,10 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """Return the largest numbers of nodes and of edges over all tasks."""
         graphs = []
         for task in self.tasks:
-            if task.name not in self._graphs:
+            if id(task) not in self._graphs:
                 run = TrainingRun(task, self.config.optimizers[0], 1e-3, seed=0, device=self.config.device)
-                self._graphs[task.name] = layer_graph(run.model, run.compute_gradient())
-            graphs.append(self._graphs[task.name])
+                self._graphs[id(task)] = layer_graph(run.model, run.compute_gradient())
+            graphs.append(self._graphs[id(task)])
         return max(g.num_nodes for g in graphs), max(g.num_edges for g in graphs)
 
     def reset(
@@ -144,24 +153,24 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
         """Draw an episode and begin it; the first decision precedes the first update.
 
-        :param options: any of ``task`` (a name), ``optimizer``, ``budget``, ``learning_rate`` and ``seed`` (of the
-            training run) to set instead of drawing
+        :param options: any of ``task`` (a name, or one of ``tasks`` itself), ``optimizer``, ``budget``, ``learning_rate``
+            and ``seed`` (of the training run) to set instead of drawing
         :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be
         """
         super().reset(seed=seed)
         self.episode = episode = self._draw(options or {})
         self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, self.config.device)
+        self.rollbacks, self.evaluations = 0, 0
         go_back = self.run.position()
         loss = self.run.compute_gradient()
-        if episode.task.name not in self._graphs:
-            self._graphs[episode.task.name] = layer_graph(self.run.model, loss)
+        self._evaluated = self._evaluate()  # after the pending forward pass, like every evaluation that follows
+        if id(episode.task) not in self._graphs:
+            self._graphs[id(episode.task)] = layer_graph(self.run.model, loss)
         self.core = DecisionCore(
-            self.run.model, self.run.optimizer, self._graphs[episode.task.name], episode.budget, self.config.decision
+            self.run.model, self.run.optimizer, self._graphs[id(episode.task)], episode.budget, self.config.decision
         )
-        self.rollbacks, self.evaluations = 0, 0
         self.rates: list[float] = []
         self._snapshot = Snapshot(self.run.model, self.run.optimizer)
-        self._evaluated = self._evaluate()
         observation = self.core.observe()
         if self.config.guard.enabled:
             self._snapshot.take(0, go_back)
@@ -226,10 +235,12 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         position, seed = rng.random(), int(rng.integers(2**31))
         optimizer = options.get("optimizer", optimizer)
         if "task" in options:
-            by_name = {task.name: task for task in self.tasks}
-            if options["task"] not in by_name:
-                raise UnknownNameError("task of this environment", options["task"], by_name)
-            task = by_name[options["task"]]
+            wanted = options["task"]
+            found = [known for known in self.tasks if known is wanted or known.name == wanted]
+            if not found:
+                names = [known.name for known in self.tasks]
+                raise UnknownNameError("task of this environment", getattr(wanted, "name", wanted), names)
+            task = found[0]
         if optimizer not in config.learning_rates:
             raise UnknownNameError("optimizer of this environment", optimizer, config.learning_rates)
         low, high = config.learning_rates[optimizer]

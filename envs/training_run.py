@@ -45,9 +45,10 @@ class TrainingRun:
         self.task, self.device = task, torch.device(device)
         data = task.load_training_data()
         self._train, self._reward = data.train.to(self.device), data.reward.to(self.device)
+        seed = int(seed)
         self._random_state = _seeded_random_state(seed, self.device)
         with self._own_random_numbers():
-            self.model = task.build_model(**task.model).to(self.device)
+            self.model = task.build_model(**task.model).to(self.device).train()
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), learning_rate)
         self._order_generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)
@@ -76,14 +77,20 @@ class TrainingRun:
         return evaluate_split(self.model, self.task, self._reward)
 
     def position(self) -> Callable[[], None]:
-        """Remember the data position and the random numbers; the call returned goes back to them."""
+        """Remember the data position, the random numbers and the model's buffers; the call returned goes back to them.
+
+        Buffers are part of it because a forward pass moves them (batch norm's running statistics) before any update.
+        """
         order, cursor = self._order, self._cursor
         order_state, random_state = self._order_generator.get_state(), self._random_state
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
 
         def go_back() -> None:
             self._order, self._cursor = order, cursor
             self._order_generator.set_state(order_state)
             self._random_state = random_state
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
         return go_back
 
@@ -110,14 +117,15 @@ class TrainingRun:
 
 @torch.no_grad()
 def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int = 4096) -> tuple[float, float]:
-    """Return mean loss and metric of a model on a split, in evaluation mode; the model's mode is put back.
+    """Return mean loss and metric of a model on a split, in evaluation mode; every module's mode is put back.
 
     :param chunk: examples a forward pass
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     outputs = [model(split.inputs[i : i + chunk]) for i in range(0, len(split), chunk)]
-    model.train(training)
+    for module, training in modes:
+        module.training = training
     joined: Any = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return float(task.loss(joined, split.targets)), task.metric(joined, split.targets)
 

@@ -33,17 +33,26 @@ def _work(connection: Connection, pickled_factories: bytes) -> None:
     try:
         block = DummyVecEnv(cloudpickle.loads(pickled_factories))
         connection.send((True, (block.observation_space, block.action_space, block.envs[0].render_mode)))
+    except BaseException as error:
+        connection.send((False, _named(error)))
+        return
+    try:
         while True:
             name, arguments = connection.recv()
             if name == "close":
                 block.close()
                 return
-            connection.send((True, _CALLS[name](block, *arguments)))
-    except (EOFError, KeyboardInterrupt):
+            try:
+                answer = True, _CALLS[name](block, *arguments)
+            except Exception as error:  # the parent raises it
+                answer = False, _named(error)
+            connection.send(answer)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
-    except BaseException as error:  # the parent raises it
-        connection.send((False, f"{type(error).__name__}: {error}"))
-        raise
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _reset(block: DummyVecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
@@ -52,7 +61,7 @@ def _reset(block: DummyVecEnv, seeds: list[int | None], options: list[dict[str, 
 
 
 def _step(block: DummyVecEnv, actions: np.ndarray) -> Any:
-    return block.step(actions)
+    return *block.step(actions), block.reset_infos
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -108,7 +117,8 @@ class WorkersVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for all workers."""
-        observations, rewards, dones, infos = zip(*self._receive(), strict=True)
+        observations, rewards, dones, infos, reset_infos = zip(*self._receive(), strict=True)
+        self.reset_infos = [info for part in reset_infos for info in part]
         return _join(observations), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
 
     def close(self) -> None:
@@ -145,7 +155,7 @@ class WorkersVecEnv(VecEnv):
         return self._call("env_is_wrapped", indices, wrapper_class)
 
     def _call(self, name: str, indices: VecEnvIndices, *before: Any, after: tuple[Any, ...] = ()) -> list[Any]:
-        chosen = list(self._get_indices(indices))
+        chosen = [range(self.num_envs)[i] for i in self._get_indices(indices)]
         results: dict[int, Any] = {}
         for number, block in enumerate(self._blocks):
             local = [i for i in chosen if i in block]
@@ -156,15 +166,20 @@ class WorkersVecEnv(VecEnv):
         return [results[i] for i in chosen]
 
     def _receive(self, numbers: Sequence[int] | None = None) -> list[Any]:
-        answers = []
+        """Wait for the workers' answers, all of them before any error is raised."""
+        answers, failures = [], []
         for number in numbers if numbers is not None else range(len(self._connections)):
             try:
                 good, answer = self._connections[number].recv()
-            except (EOFError, ConnectionError) as error:
-                raise WorkerError(f"Worker process {number} died; see its error above, if any.") from error
-            if not good:
-                raise WorkerError(f"Worker process {number} raised {answer}")
-            answers.append(answer)
+            except (EOFError, ConnectionError):
+                failures.append(f"Worker process {number} died; see its error above, if any.")
+                continue
+            if good:
+                answers.append(answer)
+            else:
+                failures.append(f"Worker process {number} raised {answer}")
+        if failures:
+            raise WorkerError(" ".join(failures))
         return answers
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError, LayerGraphError, UnknownNameError, require_positive
+from gns.errors import InvalidSettingError, LayerGraphError, UnknownNameError, require_count, require_positive
 from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind, read_moments
@@ -68,10 +68,11 @@ class DecisionConfig:
             raise UnknownNameError("action mode", self.mode, ACTION_MODES)
         get_profile(self.profile)
         get_schema(self.features)
-        for name in ("base", "strength", "min_lr", "max_lr", "num_decisions"):
+        for name in ("base", "strength", "min_lr", "max_lr"):
             require_positive(name, getattr(self, name))
+        require_count("num_decisions", self.num_decisions)
         if self.decision_interval is not None:
-            require_positive("decision_interval", self.decision_interval)
+            require_count("decision_interval", self.decision_interval)
         if self.base <= 1.0:
             raise InvalidSettingError(
                 f"base is {self.base}; expected more than 1, since an action multiplies by base^a."
@@ -84,9 +85,7 @@ class DecisionConfig:
 
         :raises InvalidSettingError: if the budget is not a positive whole number or allows fewer updates than decisions
         """
-        require_positive("budget", budget)
-        if int(budget) != budget:
-            raise InvalidSettingError(f"budget is {budget!r}; expected a whole number of updates.")
+        require_count("budget", budget)
         if self.decision_interval is not None:
             return self.decision_interval
         if budget < self.num_decisions:
@@ -123,6 +122,7 @@ class _Memory:
     steps: int = 0
     decided_at: int = -1
     scale: float = 1.0  # factor on the initial rates, before the profile
+    anchor: float = 1.0  # what rollbacks have left of the rate that mode "anchored" returns to
     first_loss: float = math.nan
     start_loss: float = math.nan
     previous_loss: float = math.nan
@@ -204,7 +204,7 @@ class DecisionCore:
     @property
     def learning_rate(self) -> float:
         """Rate of the first parameter group for the coming update."""
-        return self.initial_lrs[0] * self.factor
+        return self._rate(self.initial_lrs[0], self.factor)
 
     # ------------------------------------------------------------------ the four calls of an update
 
@@ -231,7 +231,7 @@ class DecisionCore:
         memory, config = self._memory, self.config
         before = memory.scale
         if config.mode == "anchored":
-            memory.scale = math.exp(config.strength * action)
+            memory.scale = memory.anchor * math.exp(config.strength * action)
         else:
             multiplier = 1.0 + action if config.mode == "gns-paper" else config.base**action
             memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
@@ -244,7 +244,7 @@ class DecisionCore:
         """Write the rate of the coming update into every parameter group."""
         factor = self.factor
         for group, initial in zip(self.optimizer.param_groups, self.initial_lrs, strict=True):
-            group["lr"] = initial * factor
+            group["lr"] = self._rate(initial, factor)
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
             self._before_last = [p.detach().clone() for p in self._parameters]
 
@@ -287,6 +287,7 @@ class DecisionCore:
         """
         memory = self._memory
         memory.scale = min(max(memory.scale * cut, self._bounds[0]), self._bounds[1])
+        memory.anchor *= cut
         memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
         self._measured = None
 
@@ -315,6 +316,10 @@ class DecisionCore:
         self._measured = None if state["measured"] is None else state["measured"].clone()
 
     # ------------------------------------------------------------------ inside
+
+    def _rate(self, initial: float, factor: float) -> float:
+        """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""
+        return min(max(initial * factor, self.config.min_lr), self.config.max_lr)
 
     def _interval_length(self) -> int:
         return min(self.interval, self.budget - self.update + self._memory.interval_updates)

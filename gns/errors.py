@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 
 class GNSError(Exception):
@@ -37,11 +38,20 @@ class PolicyFormatError(GNSError, ValueError):
     """A policy folder is damaged, or holds a policy this version cannot use."""
 
 
-def require_positive(name: str, value: float) -> float:
-    """Return ``value`` if it is a finite number above zero.
+def require_positive(name: str, value: float) -> None:
+    """Pass a finite number above zero.
 
-    :raises InvalidSettingError: otherwise
+    :raises InvalidSettingError: on anything else
     """
-    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
-    return value
+
+
+def require_count(name: str, value: int) -> None:
+    """Pass a whole number above zero.
+
+    :raises InvalidSettingError: on anything else
+    """
+    require_positive(name, value)
+    if int(value) != value:
+        raise InvalidSettingError(f"{name} is {value!r}; expected a whole number above 0.")

@@ -70,7 +70,7 @@ def read_moments(
         chosen = [i for i in range(count) if groups[i] == number]
         if not chosen:
             continue
-        ws, gs = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
+        ws, gs = [parameters[i].detach() for i in chosen], [gradients[i] for i in chosen]
         states = [optimizer.state.get(parameters[i], {}) for i in chosen]
         if kind == "sgd":
             ms, us, scale = _sgd(group, states, ws, gs, steps)

@@ -156,8 +156,10 @@ class GNSNetwork(nn.Module):
         )
         self.critic = nn.Sequential(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1))
         with torch.no_grad():  # a new policy changes next to nothing
-            self.actor[2].weight.mul_(0.01)
-            self.actor[2].bias.zero_()
+            last = self.actor[2]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(0.01)
+            last.bias.zero_()
 
     def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Return the mean action (B, 1) in [-1, 1] and the value (B, 1)."""

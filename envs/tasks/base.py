@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError, UnknownNameError, require_positive
+from gns.errors import InvalidSettingError, UnknownNameError, require_count
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Task:
     higher_is_better: bool = True
 
     def __post_init__(self) -> None:
-        require_positive(f"batch_size of task {self.name}", self.batch_size)
-        require_positive(f"budget of task {self.name}", self.budget)
+        require_count(f"batch_size of task {self.name}", self.batch_size)
+        require_count(f"budget of task {self.name}", self.budget)
 
     def settings(self) -> dict[str, Any]:
         """Return what a configuration may change."""

@@ -1,0 +1,139 @@
+"""The two commands, from configuration to files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import evaluate
+import train_agent
+from agents.evaluation import COLUMNS
+from gns import GNSPolicy
+from gns.errors import InvalidSettingError, PolicyFormatError, UnknownNameError
+
+SMALL = [
+    "env.budgets=[20,30]",
+    "env.decision.num_decisions=5",
+    "agent.num_envs=4",
+    "agent.episodes_per_rollout=8",
+    "agent.batch_size=20",
+    "agent.n_epochs=2",
+    "agent.network.hidden=16",
+    "episodes=16",
+    "baseline.rates=2",
+    "baseline.seeds=1",
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder) -> bytes:
+    return (folder / "policy" / "model.safetensors").read_bytes()
+
+
+def test_training_then_evaluating_leaves_what_the_readme_says(here, compose, capsys):
+    train_agent.run(compose("train_agent", "name=x", "workers=0", "task=[digits_mlp,digits_cnn]", *SMALL))
+    folder = here / "outputs" / "x"
+    assert (folder / "train_config.yaml").is_file() and "torch" in json.loads((folder / "versions.json").read_text())
+    policy = GNSPolicy.from_pretrained(folder / "policy")
+    assert policy.config.training["tasks"] == "digits_mlp, digits_cnn" and policy.config.decision.num_decisions == 5
+    events = list((folder / "tensorboard").rglob("events*"))
+    assert events and events[0].stat().st_size > 500
+
+    small = ["seeds=2", "workers=0", "budgets=[30]", "widen=0", "grids.adam.count=2", "initial_rates.adam.count=2"]
+    evaluate.run(compose("evaluate", "name=x", "controller=[rex,cosine,policy]", *small))
+    results = pd.read_csv(folder / "results.csv")
+    assert list(results.columns) == COLUMNS and len(results) == 2 * 2 * 2 + 2 * 2
+    shown = capsys.readouterr().out
+    for word in ("rex", "cosine", "policy", "vs best", "results.csv", "training", "evaluating"):
+        assert word in shown
+    for name in ("summary.json", "table.md", "rates.png", "initial_rate.png"):
+        assert (folder / name).stat().st_size > 100
+
+
+def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_so_do_worker_processes(here, compose):
+    for name, extra in {
+        "a": ["workers=0"],
+        "b": ["workers=0"],
+        "c": ["workers=2"],
+        "d": ["workers=0", "seed=1"],
+    }.items():
+        train_agent.run(compose("train_agent", f"name={name}", "tracker=none", *SMALL, *extra))
+    a, b, c, d = (weights(here / "outputs" / name) for name in "abcd")
+    assert a == b == c
+    assert a != d
+
+
+def test_the_paper_configuration_trains(here, compose):
+    overrides = ["env=gns-paper", "agent=gns-paper", "tracker=none", "workers=0", "name=p", "episodes=2"]
+    small = ["env.budgets=[40,40]", "agent.batch_size=4", "agent.n_epochs=2", "baseline.controllers=[]"]
+    train_agent.run(compose("train_agent", *overrides, *small))
+    policy = GNSPolicy.from_pretrained(here / "outputs" / "p" / "policy")
+    assert policy.config.decision.mode == "gns-paper" and policy.config.network.features == "gns-paper"
+
+
+@pytest.mark.parametrize(
+    "overrides,error,words",
+    [
+        (["env.budgets=[10,400]"], InvalidSettingError, "num_decisions"),
+        (["env.budgets=[0,400]"], InvalidSettingError, "budget"),
+        (["env.learning_rates.adam=[0.0,0.1]"], InvalidSettingError, "learning rate"),
+        (["env.optimizers=[adamm]"], UnknownNameError, "adam"),
+        (["+env.budgett=3"], UnknownNameError, "env.budgets"),
+        (["agent.learning_rate=fast"], InvalidSettingError, "agent.learning_rate"),
+        (["episodes=0"], InvalidSettingError, "episodes"),
+        (["workers=-1"], InvalidSettingError, "workers"),
+        (["task.digits_mlp.batch_size=0"], InvalidSettingError, "batch_size"),
+        (["+task.digits_mlp.batchsize=3"], UnknownNameError, "batch_size"),
+        (["baseline.controllers=[rexx]"], UnknownNameError, "rex"),
+    ],
+)
+def test_bad_training_settings_are_refused_before_any_work(here, compose, overrides, error, words):
+    with pytest.raises(error, match=words):
+        train_agent.run(compose("train_agent", "name=x", *overrides))
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides,error,words",
+    [
+        ([], PolicyFormatError, "outputs/x/policy"),
+        (["controller=[rex]", "seeds=0"], InvalidSettingError, "seeds"),
+        (["controller=[rex]", "budgets=[-5]"], InvalidSettingError, "budget"),
+        (["controller=[rex]", "optimizers=[adm]"], UnknownNameError, "adam"),
+        (["controller=[rex]", "grids.adam.lowest=0"], InvalidSettingError, "lowest"),
+        (["controller=[rex]", "controller.rex.profile=rx"], UnknownNameError, "rex"),
+    ],
+)
+def test_bad_evaluation_settings_are_refused_before_any_work(here, compose, overrides, error, words):
+    with pytest.raises(error, match=words):
+        evaluate.run(compose("evaluate", "name=x", *overrides))
+
+
+@pytest.mark.parametrize(
+    "script,override,words",
+    [
+        ("train_agent.py", "task=[digits_mpl]", ["digits_mpl", "digits_mlp", "mnist1d_cnn"]),
+        ("evaluate.py", "controller=[rexx]", ["rexx", "rex", "cosine"]),
+        ("train_agent.py", "episodes=-3", ["InvalidSettingError", "episodes is -3", "above 0"]),
+    ],
+)
+def test_on_the_command_line_an_error_is_a_message_and_not_a_stack_trace(here, root, script, override, words):
+    done = subprocess.run(
+        [sys.executable, str(root / script), override, "name=x"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr

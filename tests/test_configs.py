@@ -1,0 +1,74 @@
+"""Every YAML file under configs composes, builds, and says what the code says."""
+
+import pytest
+
+from agents.controllers import make_controller
+from agents.evaluation import EvaluationConfig
+from agents.settings import build
+from agents.training import TrainConfig
+from envs.tasks import get_task, known_tasks
+from evaluate import _OUTSIDE_PROTOCOL
+from gns.errors import InvalidSettingError
+from gns.profiles import PROFILES
+from train_agent import _OUTSIDE_TRAINING, plain
+
+
+def training(config) -> TrainConfig:
+    return build(TrainConfig, {key: value for key, value in plain(config).items() if key not in _OUTSIDE_TRAINING})
+
+
+@pytest.mark.parametrize("name", known_tasks())
+def test_each_registered_task_has_a_config_that_repeats_its_defaults(name, compose):
+    content = plain(compose("train_agent", f"task=[{name}]"))["task"]
+    assert list(content) == [name]
+    assert get_task(name, **content[name]) == get_task(name)
+
+
+def test_several_tasks_can_be_picked(compose):
+    content = plain(compose("train_agent", "task=[digits_mlp,mnist1d_mlp]", "task.mnist1d_mlp.budget=77"))["task"]
+    assert list(content) == ["digits_mlp", "mnist1d_mlp"]
+    assert get_task("mnist1d_mlp", **content["mnist1d_mlp"]).budget == 77
+
+
+def test_each_schedule_has_a_config_and_builds(compose):
+    controllers = plain(compose("evaluate"))["controller"]
+    for name in PROFILES:
+        controller = make_controller(name, controllers[name])
+        assert controller.name == name and controller.tuned
+
+
+@pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper")])
+def test_environment_and_agent_configs_build(env, agent, compose):
+    settings = training(compose("train_agent", f"env={env}", f"agent={agent}"))
+    assert settings.env.decision.features == settings.agent.network.features
+
+
+def test_the_paper_configuration_is_the_published_one(compose):
+    settings = training(compose("train_agent", "env=gns-paper", "agent=gns-paper"))
+    env, agent = settings.env, settings.agent
+    assert (env.decision.mode, env.decision.interval(300), env.reward_probability) == ("gns-paper", 10, 0.2)
+    assert not env.guard.enabled and env.reward == "gns-paper"
+    assert (agent.clip_range, agent.n_epochs, agent.gamma, agent.gae_lambda, agent.ent_coef) == (
+        0.2,
+        20,
+        0.99,
+        0.95,
+        0.01,
+    )
+    assert agent.network.action_scale == 0.1 and not agent.learn_std
+    assert agent.log_std == pytest.approx(-2.995732, abs=1e-6)  # ln 0.05
+
+
+def test_features_of_environment_and_network_must_agree(compose):
+    with pytest.raises(InvalidSettingError, match="one schema"):
+        training(compose("train_agent", "env=gns-paper"))
+
+
+def test_the_evaluation_config_builds(compose):
+    content = plain(compose("evaluate", "policy=somewhere"))
+    settings = build(EvaluationConfig, {k: v for k, v in content.items() if k not in _OUTSIDE_PROTOCOL})
+    rates = settings.grids["adam"].rates()
+    assert rates[1] / rates[0] == pytest.approx(3.0)
+    assert settings.initial_rates["adam"].rates()[0] == pytest.approx(1e-4)
+    assert settings.initial_rates["adam"].rates()[-1] == pytest.approx(1e-1)
+    assert content["controller"]["policy"]["policy"] == "somewhere"

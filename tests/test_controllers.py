@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from agents.controllers import ScheduleController, make_controller
+from agents.controllers.policy import PolicyController
+from agents.controllers.schedule import set_momentum
+from agents.sweep import Job, run_job, run_jobs
+from envs.learning_rate_env import Episode
+from envs.tasks import get_task
+from envs.training_run import TrainingRun
+from gns import GNSPolicy, PolicyFormatError, UnknownNameError
+from gns.profiles import PROFILES, get_profile, onecycle_momentum
+
+
+def episode(**changes) -> Episode:
+    settings = {"task": get_task("digits_mlp"), "optimizer": "adam", "budget": 40, "learning_rate": 0.003, "seed": 3}
+    return Episode(**{**settings, **changes})
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    torch.manual_seed(0)
+    GNSPolicy().save_pretrained(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("optimizer", ["adam", "sgdm"])
+def test_a_schedule_sets_its_closed_form_at_every_update(name, optimizer):
+    run = ScheduleController(name, name).train(episode(optimizer=optimizer))
+    profile = get_profile(name)
+    assert run.rates == [0.003 * profile(t / 40) for t in range(40)]
+    assert (run.updates, run.evaluations, run.rollbacks) == (40, 1, 0)
+    assert math.isfinite(run.reward_loss)
+
+
+def test_a_constant_schedule_is_plain_training_bit_for_bit():
+    scheduled = ScheduleController("constant", "constant").train(episode()).model
+    plain = TrainingRun(get_task("digits_mlp"), "adam", 0.003, 3)
+    for _ in range(40):
+        plain.compute_gradient()
+        plain.apply_update()
+    for a, b in zip(scheduled.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgdm"])
+def test_one_cycle_equals_pytorchs_with_its_momentum_cycle(optimizer):
+    def fresh():
+        model = nn.Linear(3, 2)
+        if optimizer == "adam":
+            return torch.optim.Adam(model.parameters(), lr=0.1)
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    ours, theirs, budget = fresh(), fresh(), 40
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        theirs,
+        max_lr=0.1,
+        total_steps=budget + 1,
+        pct_start=(budget / 2 + 1) / (budget + 1),
+        anneal_strategy="linear",
+        div_factor=10,
+        final_div_factor=1,
+        base_momentum=0.85,
+        max_momentum=0.95,
+    )
+    for update in range(budget):
+        group, other = ours.param_groups[0], theirs.param_groups[0]
+        set_momentum(group, onecycle_momentum(update / budget))
+        assert 0.1 * get_profile("onecycle")(update / budget) == pytest.approx(other["lr"], abs=1e-12)
+        key = "betas" if optimizer == "adam" else "momentum"
+        assert group[key] == pytest.approx(other[key], abs=1e-12)
+        theirs.step()
+        scheduler.step()
+
+
+def test_momentum_is_cycled_only_where_asked():
+    with_cycle = ScheduleController("onecycle", "onecycle", cycle_momentum=True).train(episode())
+    without = ScheduleController("onecycle", "onecycle").train(episode())
+    assert with_cycle.rates == without.rates
+    assert with_cycle.reward_loss != without.reward_loss
+
+
+def test_a_policy_spends_no_pass_over_the_reward_split_but_the_last(policy_folder):
+    run = PolicyController(policy_folder).train(episode())
+    assert (run.updates, run.evaluations, run.rollbacks) == (40, 1, 0)
+    assert len(run.rates) == 40
+
+
+def test_a_policy_is_the_same_function_of_the_seed_every_time(policy_folder):
+    first, second = (PolicyController(policy_folder).train(episode()) for _ in range(2))
+    assert first.rates == second.rates and first.reward_loss == second.reward_loss
+
+
+def test_a_policy_that_is_not_there_is_refused_before_any_run(tmp_path):
+    with pytest.raises(PolicyFormatError, match=r"config\.json"):
+        make_controller("policy", {"kind": "policy", "policy": str(tmp_path)})
+
+
+def test_unknown_kinds_profiles_and_settings_are_named():
+    with pytest.raises(UnknownNameError, match="schedule"):
+        make_controller("x", {"kind": "shedule", "profile": "rex"})
+    with pytest.raises(UnknownNameError, match="cosine"):
+        make_controller("x", {"kind": "schedule", "profile": "cosin"})
+    with pytest.raises(UnknownNameError, match="speed"):
+        make_controller("x", {"kind": "schedule", "profile": "rex", "speed": 3})
+
+
+def test_rows_are_the_same_in_one_process_and_in_two(policy_folder):
+    jobs = [
+        Job(controller, episode(seed=seed))
+        for controller in (ScheduleController("rex", "rex"), PolicyController(policy_folder))
+        for seed in (0, 1)
+    ]
+    ticks = []
+    here = run_jobs(jobs, workers=0, done=lambda: ticks.append(1))
+    there = run_jobs(jobs, workers=2)
+    for row in (*here, *there):
+        row.pop("seconds")
+    assert here == there and len(ticks) == 4
+    assert [row["seed"] for row in there] == [0, 1, 0, 1]
+
+
+def test_a_row_measures_the_test_split_only_when_it_reports():
+    job = Job(ScheduleController("rex", "rex"), episode())
+    reported, silent = run_job(job), run_job(Job(job.controller, job.episode, report=False))
+    assert 0 < reported["test_loss"] < 5 and 0 <= reported["test_metric"] <= 1
+    assert math.isnan(silent["test_loss"]) and math.isnan(silent["test_metric"])
+    assert len(reported["path"]) == 40 and reported["path"][0] == (0.0, 0.003)
+
+
+def test_a_diverged_run_has_an_infinite_loss_in_its_row():
+    row = run_job(Job(ScheduleController("constant", "constant"), episode(optimizer="sgdm", learning_rate=1e12)))
+    assert row["reward_loss"] == math.inf and row["test_loss"] == math.inf

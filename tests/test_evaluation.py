@@ -1,0 +1,183 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agents.controllers import ScheduleController
+from agents.controllers.policy import PolicyController
+from agents.evaluation import (
+    COLUMNS,
+    Evaluation,
+    EvaluationConfig,
+    Grid,
+    InitialRates,
+    bootstrap_interval,
+    compare,
+    evaluate,
+    hindsight,
+    tune,
+    wider,
+)
+from agents.report import markdown, prepare_folder, tables, write_results
+from envs.tasks import get_task
+from gns import GNSPolicy
+from gns.errors import InvalidSettingError, UnknownNameError
+
+
+def frame(losses: dict[str, dict[float, list[float]]], test: dict[str, dict[float, list[float]]] | None = None):
+    rows = [
+        {
+            "task": "t",
+            "controller": name,
+            "optimizer": "adam",
+            "budget": 10,
+            "initial_lr": rate,
+            "seed": seed,
+            "reward_loss": loss,
+            "test_loss": (test or losses)[name][rate][seed],
+            "test_metric": 0.5,
+            "updates": 10,
+            "evaluations": 1,
+            "seconds": 0.1,
+            "rollbacks": 0,
+        }
+        for name, by_rate in losses.items()
+        for rate, values in by_rate.items()
+        for seed, loss in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+LOSSES = {"rex": {0.1: [3.0, 1.0], 0.3: [1.0, 1.2], 0.9: [0.5, math.inf]}, "cosine": {0.1: [0.5, 0.5], 0.3: [2.0, 2.0]}}
+
+
+def test_the_rate_with_the_lowest_mean_on_the_reward_split_is_chosen():
+    tuned = tune(frame(LOSSES)).set_index("controller").tuned_lr
+    assert dict(tuned) == {"rex": 0.3, "cosine": 0.1}  # one diverged run rules a rate out
+
+
+def test_tuning_never_looks_at_the_test_columns():
+    runs = frame(LOSSES)
+    scrambled = runs.assign(test_loss=runs.test_loss.to_numpy()[::-1] * 7, test_metric=-3.0)
+    pd.testing.assert_frame_equal(tune(runs), tune(scrambled))
+    pd.testing.assert_frame_equal(tune(runs), tune(runs.drop(columns=["test_loss", "test_metric"])))
+
+
+def test_a_grid_grows_only_where_the_best_rate_lies_on_its_edge():
+    runs = frame({"a": {0.1: [3.0], 0.3: [2.0], 0.9: [1.0]}, "b": {0.1: [1.0], 0.3: [2.0]}, "c": LOSSES["rex"]})
+    assert wider(runs, "a", "t", "adam", 10) == [pytest.approx(2.7)]
+    assert wider(runs, "b", "t", "adam", 10) == [pytest.approx(0.1 / 3)]
+    assert wider(runs, "c", "t", "adam", 10) == []
+
+
+def test_lines_compare_with_the_best_tuned_schedule():
+    losses = {**LOSSES, "policy": {0.01: [0.6, 0.8], 1.0: [1.0, 1.2]}}
+    test = {
+        "rex": {0.1: [0.0, 0.0], 0.3: [2.0, 2.2], 0.9: [0.1, 0.1]},  # 0.1 and 0.9 would win on the test split
+        "cosine": {0.1: [1.0, 1.0], 0.3: [0.0, 0.0]},
+        "policy": {0.01: [1.0, 1.2], 1.0: [1.4, 1.6]},
+    }
+    runs = frame(losses, test)
+    evaluation = Evaluation(runs, tune(runs[runs.controller != "policy"]), [])
+    by_name = {(line.controller, line.initial_lr): line for line in compare(evaluation) if line.initial_lr > 0}
+    assert by_name["rex", 0.3].test_loss == pytest.approx(2.1) and by_name["rex", 0.3].ratio == pytest.approx(2.1)
+    assert by_name["cosine", 0.1].ratio == 1.0 and by_name["cosine", 0.1].runs == 2
+    assert by_name["policy", 0.01].ratio == pytest.approx(1.1) and by_name["policy", 0.01].runs == 1
+    mean = next(line for line in compare(evaluation) if math.isnan(line.initial_lr))
+    assert mean.controller == "policy" and mean.test_loss == pytest.approx(1.3)
+    assert mean.deviation == pytest.approx(np.std([1.2, 1.4], ddof=1))  # over seeds, each a mean over initial rates
+    best = hindsight(evaluation)[0]
+    assert (best.controller, best.initial_lr) == ("rex", 0.1)
+
+
+def test_the_bootstrap_interval_covers_and_is_repeatable():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(100):
+        low, high = bootstrap_interval(rng.normal(2.0, 1.0, 30))
+        hits += low <= 2.0 <= high
+    assert 86 <= hits <= 99
+    assert bootstrap_interval(np.arange(5.0)) == bootstrap_interval(np.arange(5.0))
+    assert all(math.isnan(end) for end in bootstrap_interval(np.array([1.0])))
+
+
+def test_settings_outside_their_domain_are_refused():
+    for make in (lambda: Grid(0.0, 3), lambda: Grid(0.1, 0), lambda: InitialRates(1.0, 0.1, 3)):
+        with pytest.raises(InvalidSettingError):
+            make()
+    grid, rates = {"adam": Grid(0.1, 2)}, {"adam": InitialRates(0.1, 1.0, 2)}
+    with pytest.raises(InvalidSettingError, match="budget"):
+        EvaluationConfig(budgets=(0,), grids=grid, initial_rates=rates)
+    with pytest.raises(UnknownNameError, match="sgdm"):
+        EvaluationConfig(optimizers=("sgdm",), grids=grid, initial_rates=rates)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    GNSPolicy().save_pretrained(folder / "policy")
+    config = EvaluationConfig(
+        seeds=2,
+        workers=0,
+        budgets=(30,),
+        grids={"adam": Grid(1e-4, 2)},
+        initial_rates={"adam": InitialRates(1e-3, 1e-2, 2)},
+        widen=2,
+    )
+    calls = []
+    evaluation = evaluate(
+        [
+            ScheduleController("rex", "rex"),
+            ScheduleController("linear", "linear"),
+            PolicyController(str(folder / "policy")),
+        ],
+        [get_task("digits_mlp")],
+        config,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    return evaluation, calls
+
+
+def test_every_setting_is_run_and_edges_are_widened(small):
+    evaluation, calls = small
+    counts = evaluation.runs.groupby("controller").initial_lr.nunique()
+    assert dict(counts) == {"rex": 4, "linear": 4, "policy": 2}  # 1e-4, 3e-4 are far too low: widened twice
+    assert (evaluation.runs.groupby(["controller", "initial_lr"]).seed.nunique() == 2).all()
+    assert list(evaluation.runs.columns) == COLUMNS
+    assert [done for done, _ in calls] == list(range(1, len(evaluation.runs) + 1))
+    assert calls[-1][1] == len(evaluation.runs)
+
+
+def test_an_evaluation_leaves_a_table_files_and_plots(small, tmp_path):
+    evaluation, _ = small
+    lines = compare(evaluation)
+    written = {path.name: path for path in write_results(tmp_path, evaluation, lines, {"config": {"x": math.nan}})}
+    assert set(written) == {"results.csv", "summary.json", "table.md", "rates.png", "initial_rate.png"}
+    pd.testing.assert_frame_equal(pd.read_csv(written["results.csv"]), evaluation.runs, check_dtype=False)
+    summary = json.loads(written["summary.json"].read_text())
+    assert len(summary["lines"]) == len(lines) == 5 and summary["config"] == {"x": None}
+    assert {row["controller"] for row in summary["tuned"]} == {"rex", "linear"}
+    from matplotlib.image import imread
+
+    for name in ("rates.png", "initial_rate.png"):
+        image = imread(written[name])
+        assert image.shape[0] > 300 and image.shape[1] > 800
+        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 50  # something is drawn
+    assert len(tables(lines)) == 1 and tables(lines)[0].row_count == 5
+    assert markdown(lines).count("\n| rex |") == 1
+
+
+def test_diverged_runs_survive_the_whole_report(tmp_path):
+    runs = frame({"rex": {0.1: [1.0, 2.0], 0.3: [math.inf, math.inf]}, "policy": {0.1: [math.inf, 1.0]}})
+    evaluation = Evaluation(runs, tune(runs[runs.controller == "rex"]), [[(0.0, 0.1), (0.5, 0.05)]] * len(runs))
+    lines = compare(evaluation)
+    assert [line.test_loss for line in lines if line.controller == "policy"] == [math.inf, math.inf]
+    write_results(tmp_path, evaluation, lines, {})
+    assert json.loads((tmp_path / "summary.json").read_text())["lines"][1]["test_loss"] is None
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidSettingError, match="Cannot write"):
+        prepare_folder(tmp_path / "file" / "results")

@@ -1,0 +1,202 @@
+"""No environment can learn from, choose on, or even reach an example of a test split."""
+
+import ast
+import gc
+import types
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+import gns
+from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, known_tasks
+from envs.tasks import Split, base
+from envs.tasks.report import load_test_split
+from gns import DecisionConfig
+
+every_task = pytest.mark.parametrize("name", known_tasks())
+CONFIG = EnvConfig(budgets=(20, 30), decision=DecisionConfig(num_decisions=5), reward_probability=0.5)
+_MOST_OBJECTS = 500_000
+
+
+@lru_cache
+def held_out(name: str) -> Split:
+    return load_test_split(name)
+
+
+def play(env: LearningRateEnv, seed: int) -> dict:
+    """Play one episode with random actions."""
+    env.reset(seed=seed)
+    actions, terminated, info = np.random.default_rng(seed), False, {}
+    while not terminated:
+        _, _, terminated, _, info = env.step(actions.uniform(-1, 1, 1).astype(np.float32))
+    return info
+
+
+def refuse() -> Split:
+    raise AssertionError("A test split was asked for.")
+
+
+@pytest.fixture
+def no_test_splits(monkeypatch):
+    for name in known_tasks():
+        monkeypatch.setitem(base._TEST_SPLITS, name, refuse)
+
+
+@every_task
+def test_an_episode_asks_for_no_test_split(name, no_test_splits):
+    with pytest.raises(AssertionError, match="asked for"):
+        load_test_split(name)
+    env = LearningRateEnv([name], CONFIG)
+    PadGraph(env)
+    assert "reward_loss" in play(env, seed=1)
+
+
+# ---------------------------------------------------------------------- what can be reached from an environment
+
+
+def reachable(root: object) -> list[object]:
+    """Everything that can be reached from an object without going through a module, a type or a function's globals."""
+    found, stack, seen = [], [root], set()
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen or isinstance(thing, types.ModuleType | type | types.CodeType | str | bytes):
+            continue
+        seen.add(id(thing))
+        found.append(thing)  # also keeps it alive, so that no id is used twice
+        assert len(found) < _MOST_OBJECTS, "The walk left the environment."
+        if isinstance(thing, types.FunctionType):
+            stack += [cell.cell_contents for cell in thing.__closure__ or ()]
+            stack += [thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
+        elif isinstance(thing, torch.Tensor):
+            stack += [*gc.get_referents(thing), thing.grad if thing.is_leaf else None]
+        elif isinstance(thing, np.ndarray):
+            stack += [*gc.get_referents(thing), thing.base]
+        else:
+            stack += gc.get_referents(thing)
+    return found
+
+
+def numbers(thing: object) -> np.ndarray | None:
+    """All numbers that a tensor or array holds on to, those a view leaves out among them, as float32."""
+    if isinstance(thing, torch.Tensor):
+        whole = torch.empty(0, dtype=thing.dtype).set_(thing.detach().untyped_storage())
+        return whole.float().numpy()
+    if isinstance(thing, np.ndarray) and thing.dtype.kind in "fiu":
+        return np.ascontiguousarray(thing, dtype=np.float32).ravel()
+    return None
+
+
+def fingerprints(flat: np.ndarray, width: int) -> np.ndarray:
+    """A hash of every window of ``width`` numbers, wherever it starts."""
+    if len(flat) < width:
+        return np.empty(0, dtype=np.uint64)
+    weights = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64)
+    bits = np.ascontiguousarray(flat, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    count = len(flat) - width + 1
+    total = np.zeros(count, dtype=np.uint64)
+    for k, weight in enumerate(weights):
+        total += weight * bits[k : k + count]  # modulo 2^64
+    return total
+
+
+def examples_found(things: list[object], split: Split) -> int:
+    """Number of examples of a split that some tensor or array among ``things`` holds."""
+    width = split.inputs[0].numel()
+    wanted = fingerprints(split.inputs.numpy().ravel(), width)[::width]
+    found = np.zeros(len(wanted), dtype=bool)
+    for flat in filter(lambda x: x is not None, map(numbers, things)):
+        found |= np.isin(wanted, fingerprints(flat, width))
+    return int(found.sum())
+
+
+@every_task
+def test_no_test_example_can_be_reached_from_an_environment(name):
+    env = LearningRateEnv([name], CONFIG)
+    play(env, seed=2)
+    env.reset(seed=3)
+    things = reachable(PadGraph(env))
+    data = get_task(name).load_training_data()
+    assert examples_found(things, data.train) == len(data.train)  # the walk does see what is there
+    assert examples_found(things, data.reward) == len(data.reward)
+    assert examples_found(things, held_out(name)) == 0
+    assert not [thing for thing in things if any(thing is load for load in base._TEST_SPLITS.values())]
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda split: split,
+        lambda split: {"deep": [(split.inputs,)]},
+        lambda split: lambda: split.inputs,
+        lambda split: lru_cache(lambda s=split: s),
+        lambda split: split.inputs[3:4].numpy(),
+        lambda split: split.inputs.numpy()[:5][:, :, :1],
+        lambda split: torch.cat([torch.zeros(3), split.inputs[0].flatten()])[1:2],
+        lambda split: split.inputs[7].numpy().astype(np.float64),
+    ],
+    ids=["split", "nested", "closure", "default", "array", "view", "offset", "double"],
+)
+def test_the_walk_finds_what_is_hidden(hide):
+    env = LearningRateEnv(["digits_mlp"], CONFIG)
+    env.hidden = hide(held_out("digits_mlp"))
+    assert examples_found(reachable(env), held_out("digits_mlp")) >= 1
+
+
+# ---------------------------------------------------------------------- what the model is shown
+
+
+@every_task
+def test_the_model_is_shown_the_training_and_the_reward_split_only(name):
+    task, shown = get_task(name), {True: set(), False: set()}
+
+    def build_model(**settings):
+        model = task.build_model(**settings)
+
+        def record(module, inputs):
+            shown[module.training].update(example.numpy().tobytes() for example in inputs[0])
+
+        model.register_forward_pre_hook(record)
+        return model
+
+    env = LearningRateEnv([replace(task, build_model=build_model)], CONFIG)
+    env.graph_limits()
+    play(env, seed=4)
+    data = task.load_training_data()
+    train, reward, test = (
+        {x.numpy().tobytes() for x in split.inputs} for split in (data.train, data.reward, held_out(name))
+    )
+    assert len(shown[True]) > task.batch_size and shown[True] <= train
+    assert shown[False] == reward
+    assert not (shown[True] | shown[False]) & test
+
+
+# ---------------------------------------------------------------------- who may name the test splits
+
+
+def sources() -> list[Path]:
+    return [path for package in (envs, gns) for path in Path(package.__file__).parent.rglob("*.py")]
+
+
+def names_in(path: Path) -> set[str]:
+    """Dotted parts of every import, and every name, of a source file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    return names
+
+
+def test_only_the_report_module_hands_out_test_splits():
+    places = {path.name for path in sources() if {"_TEST_SPLITS", "envs.tasks.base._TEST_SPLITS"} & names_in(path)}
+    assert places == {"base.py", "report.py"}
+    importers = {path for path in sources() if any(n.startswith("envs.tasks.report") for n in names_in(path))}
+    assert not importers
