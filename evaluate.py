@@ -13,7 +13,7 @@ from agents.controllers import make_controller
 from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate, hindsight
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
-from agents.settings import build
+from agents.settings import build, check_choices
 from agents.training import versions
 from envs.tasks import get_task
 from gns.errors import GNSError
@@ -59,4 +59,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        check_choices(sys.argv[1:])
+    except GNSError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")
     main()

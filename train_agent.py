@@ -12,7 +12,7 @@ from rich.console import Console
 
 from agents.progress import ProgressBar
 from agents.report import prepare_folder
-from agents.settings import build
+from agents.settings import build, check_choices
 from agents.training import Progress, TrainConfig, train, versions
 from envs.tasks import get_task
 from gns.errors import GNSError
@@ -59,4 +59,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        check_choices(sys.argv[1:])
+    except GNSError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")
     main()

@@ -46,13 +46,13 @@ class PPOConfig:
     n_epochs: int = 10
     batch_size: int = 320
     gamma: float = 1.0
-    gae_lambda: float = 0.97
+    gae_lambda: float = 1.0
     clip_range: float = 0.2
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = 0.03
-    log_std: float = -0.7
+    log_std: float = -1.4
     learn_std: bool = True
     network: NetworkConfig = field(default_factory=NetworkConfig)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 from gns.errors import InvalidSettingError, UnknownNameError
 
 T = TypeVar("T")
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+
+
+def check_choices(overrides: Sequence[str], folder: Path = CONFIG_FOLDER) -> None:
+    """Check the names picked from configuration groups, such as ``task=[digits_mlp,mnist1d_mlp]``.
+
+    Hydra's own message for an unknown name in a list does not say which names there are.
+
+    :param overrides: arguments of a command line; what is no override of a group is left to Hydra
+    :raises UnknownNameError: if a group has no config of that name
+    """
+    for argument in overrides:
+        group, _, value = argument.partition("=")
+        if not value or not (folder / group).is_dir() or not group:
+            continue
+        known = [path.stem for path in (folder / group).glob("*.yaml")]
+        for name in value.strip("[]'\"").split(","):
+            if name.strip() and name.strip() not in known:
+                raise UnknownNameError(group, name.strip(), known)
 
 
 def build(cls: type[T], settings: DictConfig | Mapping[str, Any], where: str = "") -> T:

@@ -60,8 +60,8 @@ class EnvConfig:
                 raise UnknownNameError("optimizer", name, OPTIMIZERS)
             if name not in self.learning_rates:
                 raise InvalidSettingError(
-                    f"learning_rates has entries for {sorted(self.learning_rates)} and none for {name}; expected one for "
-                    "every optimizer."
+                    f"learning_rates has entries for {sorted(self.learning_rates)} and none for {name}; expected one "
+                    "for every optimizer."
                 )
             low, high = self.learning_rates[name]
             require_positive(f"the lowest initial learning rate of {name}", low)
@@ -153,8 +153,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
         """Draw an episode and begin it; the first decision precedes the first update.
 
-        :param options: any of ``task`` (a name, or one of ``tasks`` itself), ``optimizer``, ``budget``, ``learning_rate``
-            and ``seed`` (of the training run) to set instead of drawing
+        :param options: any of ``task`` (a name, or one of ``tasks`` itself), ``optimizer``, ``budget``,
+            ``learning_rate`` and ``seed`` (of the training run) to set instead of drawing
         :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be
         """
         super().reset(seed=seed)

@@ -55,7 +55,7 @@ class DecisionConfig:
 
     mode: str = "profile"
     profile: str = "rex"
-    base: float = 3.0
+    base: float = 10.0
     strength: float = 2.3
     min_lr: float = 1e-8
     max_lr: float = 10.0
@@ -310,6 +310,7 @@ class DecisionCore:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
         self._memory = _Memory(**state["memory"])
+        self._observed_at, self._before_last = -1, None
         self.initial_lrs = list(state["initial_lrs"])
         self._bounds = (self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs))
         self._losses = None if state["losses"] is None else state["losses"].clone()
@@ -339,9 +340,10 @@ class DecisionCore:
 
     def _collect(self) -> RunStatistics:
         memory = self._memory
-        gradients = [p.grad.detach() if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        present = [p.grad.detach() if p.grad is not None else None for p in self._parameters]
         weights = [p.detach() for p in self._parameters]
-        moments = read_moments(self.optimizer, self._parameters, gradients, memory.steps)
+        moments = read_moments(self.optimizer, self._parameters, present, memory.steps)
+        gradients = [g if g is not None else torch.zeros_like(w) for g, w in zip(present, weights, strict=True)]
         sums = tensor_sums(weights, gradients, moments.momenta, moments.seconds, moments.updates)
         parts = [sums.flatten()]
         if self._losses is not None:

@@ -99,7 +99,7 @@ def tensor_sums(
     """
     squares = [_powsum(weights, 2, batch_dims), _powsum(gradients, 1, batch_dims), _powsum(gradients, 2, batch_dims)]
     zeros = torch.zeros_like(squares[0])
-    products = torch._foreach_mul(list(gradients), list(momenta)) if momenta is not None else None
+    products = torch._foreach_mul(_wide(gradients), _wide(momenta)) if momenta is not None else None
     columns = [
         _total(weights, batch_dims),
         *squares,
@@ -115,13 +115,19 @@ def _powsum(tensors: Sequence[Tensor], power: int, batch_dims: int) -> Tensor:
     """Sum of ``|x|^power`` of each tensor: (*N, P)."""
     if batch_dims == 0:
         return torch.stack(list(torch._foreach_powsum(list(tensors), power, dtype=torch.float32)))
-    powers = torch._foreach_abs(list(tensors)) if power == 1 else torch._foreach_mul(list(tensors), list(tensors))
-    return _total(powers, batch_dims)
+    wide = _wide(tensors)
+    return _total(torch._foreach_abs(wide) if power == 1 else torch._foreach_mul(wide, wide), batch_dims)
 
 
 def _total(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
     """Sum of each tensor: (*N, P)."""
-    return torch.stack([t.flatten(batch_dims).sum(-1, dtype=torch.float32) for t in tensors], dim=-1)
+    rows = [t.reshape(*t.shape[:batch_dims], t[(0,) * batch_dims].numel()) for t in tensors]
+    return torch.stack([row.sum(-1, dtype=torch.float32) for row in rows], dim=-1)
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """At least float32: products of half-precision numbers soon leave their range."""
+    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
 
 
 def gns_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:

@@ -35,7 +35,7 @@ _ATTENTION_NAMES = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerGraph:
     """Structure of a network: ``L`` layers, ``E`` edges, ``B`` blocks. Holds names only, never tensors.
 
@@ -55,6 +55,20 @@ class LayerGraph:
     parameters: tuple[tuple[str, ...], ...] = field(repr=False)
     tensor_sizes: tuple[int, ...] = field(repr=False)
     depths: np.ndarray = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, LayerGraph)
+            and self._names() == other._names()
+            and np.array_equal(self.edges, other.edges)
+            and np.array_equal(self.depths, other.depths)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._names())
+
+    def _names(self) -> tuple[Any, ...]:
+        return self.names, self.types, self.parameters, self.tensor_sizes
 
     @property
     def num_nodes(self) -> int:
@@ -97,7 +111,7 @@ class LayerGraph:
     def bind(self, model: nn.Module) -> list[list[nn.Parameter]]:
         """Return the parameters of each node from a model of this architecture.
 
-        :raises LayerGraphError: if the model lacks a parameter that the graph names
+        :raises LayerGraphError: if the model lacks a parameter that the graph names, or has it in another size
         """
         by_name = _named_parameters(unwrap(model))
         missing = [name for names in self.parameters for name in names if name not in by_name]
@@ -106,7 +120,20 @@ class LayerGraph:
                 f"The layer graph names {len(missing)} parameters that this model lacks, {missing[0]!r} first. "
                 "Expected a model of the architecture the graph was taken from; take the graph anew."
             )
+        flat = [name for names in self.parameters for name in names]
+        for name, size in zip(flat, self.tensor_sizes, strict=True):
+            if by_name[name].numel() != size:
+                raise LayerGraphError(
+                    f"{name} has {by_name[name].numel():,} scalars in this model and {size:,} in the graph. Expected "
+                    "a model of the architecture the graph was taken from; take the graph anew."
+                )
         return [[by_name[name] for name in names] for names in self.parameters]
+
+    def plot(self, axis: Any = None, level: str = "layer") -> Any:
+        """Draw the graph, see :func:`gns.drawing.draw_layer_graph`; returns matplotlib axes."""
+        from gns.drawing import draw_layer_graph
+
+        return draw_layer_graph(self, axis, level)
 
     def to_pyg(self, level: str = "layer") -> Any:
         """Return the graph as ``torch_geometric.data.Data``.
@@ -242,6 +269,7 @@ def _walk(roots: Iterable[Any], layer_of: Mapping[int, str]) -> _Walk:
     walk = _Walk()
     raw: dict[Any, _Layers] = {}
     reach: dict[Any, _Layers] = {}
+    unused: _Layers = {}
     for operation in _topological(roots):
         inputs = [parent for parent, _ in operation.next_functions]
         name = operation.name()
@@ -254,13 +282,17 @@ def _walk(roots: Iterable[Any], layer_of: Mapping[int, str]) -> _Walk:
             continue
         weights: _Layers = {}
         sources: _Layers = {}
+        mixes = _mixes_data(operation, name, inputs, raw)
         for parent in inputs:
-            weights.update(raw.get(parent, {}))
+            if mixes and parent in raw and _is_penalty(parent):
+                unused.update(raw[parent])
+            else:
+                weights.update(raw.get(parent, {}))
             sources.update(reach.get(parent, {}))
         if name.startswith(_OPAQUE):
             walk.opaque = True
             walk.inside.update(weights)
-        if not _mixes_data(operation, name, inputs, raw):
+        if not mixes:
             raw[operation] = weights
         elif weights:
             reach[operation] = weights
@@ -270,6 +302,7 @@ def _walk(roots: Iterable[Any], layer_of: Mapping[int, str]) -> _Walk:
             reach[operation] = sources
     for root in roots:  # a loss of parameters alone: layers without edges
         walk.order.update(raw.get(root, {}))
+    walk.order.update(unused)  # seen in a penalty: last, where no use put them before
     return walk
 
 
@@ -284,6 +317,11 @@ def _mixes_data(operation: Any, name: str, inputs: list[Any], raw: Mapping[Any, 
     if not name.startswith(_ELEMENTWISE):
         return True
     return _output_shape(operation) not in [_output_shape(parent) for parent in present]
+
+
+def _is_penalty(operation: Any) -> bool:
+    """Say whether a function of parameters alone has been reduced to one number, as a norm in the loss has."""
+    return not operation.name().endswith("AccumulateGrad") and _output_shape(operation) == ()
 
 
 def _output_shape(operation: Any) -> tuple[int, ...]:

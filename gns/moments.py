@@ -51,26 +51,22 @@ assert {"sgd", "adam", "adamw", "other"} == set(OPTIMIZER_KINDS)
 
 
 def read_moments(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor], steps: int
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], steps: int
 ) -> Moments:
     """Read an optimizer's state for P parameters.
 
-    :param parameters: P tensors, all in the optimizer's parameter groups
-    :param gradients: their pending gradients (zeros where there is none)
+    :param parameters: P tensors; those the optimizer does not hold have a coming update of 0
+    :param gradients: their pending gradients; None where there is none, and then no update comes either
     :param steps: updates done so far, used where the optimizer does not count them itself
     """
     kind = optimizer_kind(optimizer)
-    groups = group_of_each(optimizer, parameters)
-    count = len(parameters)
-    momenta: list[Tensor | None] = [None] * count
-    seconds: list[Tensor | None] = [None] * count
-    updates: list[Tensor | None] = [None] * count
-    momentum_scale, second_scale = np.ones(count), np.ones(count)
-    for number, group in enumerate(optimizer.param_groups):
-        chosen = [i for i in range(count) if groups[i] == number]
-        if not chosen:
-            continue
-        ws, gs = [parameters[i].detach() for i in chosen], [gradients[i] for i in chosen]
+    momenta: dict[int, Tensor] = {}
+    seconds: dict[int, Tensor] = {}
+    updates: dict[int, Tensor] = {}
+    momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
+    for group, chosen in _alike(optimizer, parameters, gradients):
+        ws = [parameters[i].detach() for i in chosen]
+        gs = [_or_zeros(gradients[i], parameters[i]) for i in chosen]
         states = [optimizer.state.get(parameters[i], {}) for i in chosen]
         if kind == "sgd":
             ms, us, scale = _sgd(group, states, ws, gs, steps)
@@ -78,36 +74,49 @@ def read_moments(
         elif kind in ("adam", "adamw"):
             ms, vs, us, scale, correction = _adam(group, states, ws, gs, kind == "adamw", steps)
         else:
-            ms, vs, us, scale, correction = _first_momentum(states, ws), None, None, 1.0, 1.0
+            ms, vs, us, scale, correction = _first_momentum(states, ws), None, [], 1.0, 1.0
         momentum_scale[chosen], second_scale[chosen] = scale, correction
-        for target, source in ((momenta, ms), (seconds, vs), (updates, us)):
-            for i, tensor in zip(chosen, source or [], strict=False):
-                target[i] = tensor
-    # A group without momentum beside one with it: zeros say "none"; its squared gradient stands for its second moment.
+        momenta.update(zip(chosen, ms or [], strict=False))
+        seconds.update(zip(chosen, vs or [], strict=False))
+        if gradients[chosen[0]] is not None:
+            updates.update(zip(chosen, us, strict=False))
+    # Beside tensors with momentum, zeros say "none"; a squared gradient stands for a missing second moment.
+    count = range(len(parameters))
     return Moments(
-        momenta=_filled(momenta, [torch.zeros_like(g) for g in gradients] if any_missing(momenta) else []),
-        seconds=_filled(seconds, torch._foreach_mul(list(gradients), list(gradients)) if any_missing(seconds) else []),
-        updates=None if any(u is None for u in updates) else [u for u in updates if u is not None],
+        momenta=[_or_zeros(momenta.get(i), parameters[i]) for i in count] if momenta else None,
+        seconds=[seconds[i] if i in seconds else _or_zeros(gradients[i], parameters[i]).square() for i in count]
+        if seconds
+        else None,
+        updates=[_or_zeros(updates.get(i), parameters[i]) for i in count] if kind != "other" else None,
         momentum_scale=momentum_scale,
         second_scale=second_scale,
     )
+
+
+def _alike(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[tuple[dict[str, Any], list[int]]]:
+    """Split the tensors an optimizer holds into parts that one foreach call can treat alike.
+
+    Of one part all are in one parameter group, all have optimizer state or none has, all have a gradient or none has.
+    """
+    parts: dict[tuple[int, bool, bool], list[int]] = {}
+    for i, number in enumerate(group_of_each(optimizer, parameters)):
+        if number >= 0:
+            state = optimizer.state.get(parameters[i], {})
+            started = "exp_avg" in state or state.get("momentum_buffer") is not None
+            parts.setdefault((number, started, gradients[i] is not None), []).append(i)
+    return [(optimizer.param_groups[number], chosen) for (number, _, _), chosen in parts.items()]
+
+
+def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return tensor if tensor is not None else torch.zeros_like(like, requires_grad=False)
 
 
 def group_of_each(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[int]:
     """Return the number of the parameter group of each tensor; -1 for a tensor the optimizer does not hold."""
     number_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     return [number_of.get(id(p), -1) for p in parameters]
-
-
-def any_missing(tensors: list[Tensor | None]) -> bool:
-    """Say whether a list holds both tensors and gaps."""
-    return any(t is None for t in tensors) and any(t is not None for t in tensors)
-
-
-def _filled(tensors: list[Tensor | None], fillers: Sequence[Tensor]) -> list[Tensor] | None:
-    if all(t is None for t in tensors):
-        return None
-    return [t if t is not None else fillers[i] for i, t in enumerate(tensors)]
 
 
 def _sgd(
@@ -126,8 +135,9 @@ def _sgd(
     torch._foreach_add_(updates, directions, alpha=gain)
     if group["nesterov"]:
         updates = list(torch._foreach_add(directions, updates, alpha=momentum))
-    scale = (1.0 - momentum) / max(gain, 1e-8) / max(1.0 - momentum ** max(steps, 1), 1e-8)
-    return buffers, updates, scale
+    # Of equal gradients g, the buffer after t updates is (momentum^(t-1) + gain (1 - momentum^(t-1))/(1 - momentum)) g.
+    first = momentum ** (max(steps, 1) - 1)
+    return buffers, updates, 1.0 / (first + gain * (1.0 - first) / (1.0 - momentum)) if momentum < 1.0 else 1.0
 
 
 def _adam(

@@ -1,0 +1,109 @@
+"""Imports point one way: entry points, agents, envs, gns. A practitioner's training job needs gns alone."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("gns", "envs", "agents")
+HEAVY = ("stable_baselines3", "gymnasium", "hydra", "wandb", "ray", "envs", "agents")
+REPORT = "envs.tasks.report"
+
+
+def modules(room: str) -> dict[str, Path]:
+    """Modules of a room by name."""
+    paths = sorted((ROOT / room).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imported(source: str, package: str = "") -> set[str]:
+    """Dotted names that a module imports, anywhere in it; ``from a import b`` names ``a`` and ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__", "import_or_skip"):
+                names.add(str(node.args[0].value))
+    return names
+
+
+def imports_of(name: str, path: Path) -> set[str]:
+    return imported(path.read_text(), name if path.name == "__init__.py" else name.rpartition(".")[0])
+
+
+def reaches(names: set[str], target: str) -> bool:
+    return any(name == target or name.startswith(f"{target}.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "name"),
+    [
+        ("import envs", "", "envs"),
+        ("import envs.tasks.report as r", "", REPORT),
+        ("from envs.tasks import report", "", REPORT),
+        ("from envs.tasks.report import load_test_split", "", REPORT),
+        ("def f():\n    from . import report", "envs.tasks", REPORT),
+        ("from .tasks import report", "envs", REPORT),
+        ("from ..tasks.report import x", "envs.other", REPORT),
+        ("import importlib\nimportlib.import_module('envs.tasks.report')", "", REPORT),
+        ("__import__('agents')", "", "agents"),
+    ],
+)
+def test_every_way_to_import_is_seen(source, package, name):
+    assert reaches(imported(source, package), name)
+
+
+@pytest.mark.parametrize("source", ["x = 'envs'", "import environs", "from gns import envs_like", "# import envs"])
+def test_what_is_no_import_is_not_seen(source):
+    assert not reaches(imported(source), "envs")
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        *(("gns", name) for name in HEAVY),
+        ("envs", "agents"),
+        *((room, entry) for room in ROOMS for entry in ("train_agent", "evaluate")),
+        *((room, "tests") for room in ROOMS),
+    ],
+)
+def test_imports_point_one_way(room, forbidden):
+    found = modules(room)
+    assert room in found and len(found) > 3
+    assert [name for name, path in found.items() if reaches(imports_of(name, path), forbidden)] == []
+
+
+def test_no_environment_imports_the_test_split():
+    found = modules("envs")
+    assert REPORT in found
+    assert [name for name, path in found.items() if name != REPORT and reaches(imports_of(name, path), REPORT)] == []
+
+
+def loaded_after(statement: str, tmp_path: Path) -> set[str]:
+    """Top-level modules loaded by a fresh interpreter."""
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return {name.partition(".")[0] for name in finished.stdout.split()}
+
+
+def test_importing_gns_loads_nothing_of_reinforcement_learning(tmp_path):
+    loaded = loaded_after("import gns, gns.profiles, gns.guard\ngns.GNSPolicy()", tmp_path)
+    assert "gns" in loaded and "torch_geometric" in loaded
+    assert loaded.isdisjoint(HEAVY)
