@@ -1,7 +1,14 @@
 """GNS: learning-rate schedules that are learned. What a training script imports; no RL package is needed."""
 
 from gns.decision import DecisionConfig, DecisionCore, Observation
-from gns.errors import GNSError, InvalidSettingError, LayerGraphError, PolicyFormatError, UnknownNameError
+from gns.errors import (
+    GNSError,
+    InvalidSettingError,
+    LayerGraphError,
+    OutOfOrderError,
+    PolicyFormatError,
+    UnknownNameError,
+)
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import LayerGraph, layer_graph
 from gns.network import NetworkConfig
@@ -20,6 +27,7 @@ __all__ = [
     "LayerGraphError",
     "NetworkConfig",
     "Observation",
+    "OutOfOrderError",
     "PolicyConfig",
     "PolicyFormatError",
     "Snapshot",

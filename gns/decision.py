@@ -21,12 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError, LayerGraphError, UnknownNameError, require_count, require_positive
+from gns.errors import (
+    InvalidSettingError,
+    LayerGraphError,
+    OutOfOrderError,
+    UnknownNameError,
+    require_count,
+    require_positive,
+)
 from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind, read_moments
 from gns.profiles import get_profile
 
+_PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
 ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper")
 
 
@@ -173,7 +181,7 @@ class DecisionCore:
         self._losses: Tensor | None = None
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
-        self._memory = _Memory()
+        self._memory = _Memory(steps=_PAST_START if optimizer.state else 0)
         self._observed_at = -1
         self.statistics: RunStatistics  # of the last observe()
 
@@ -224,7 +232,12 @@ class DecisionCore:
         :param action: number in [-1, 1]; what lies outside is clipped
         :return: the multiplier it put on the scale of the rates
         :raises InvalidSettingError: if the action is not a finite number
+        :raises OutOfOrderError: if no decision is due
         """
+        if not self.decision_due:
+            raise OutOfOrderError(
+                f"No decision is due at update {self.update} of {self.budget}; ask decision_due before decide()."
+            )
         if not math.isfinite(action):
             raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
         action = min(max(float(action), -1.0), 1.0)
@@ -241,10 +254,20 @@ class DecisionCore:
         return memory.scale / before
 
     def before_update(self) -> None:
-        """Write the rate of the coming update into every parameter group."""
+        """Write the rate of the coming update into every parameter group.
+
+        :raises OutOfOrderError: if a decision is due first, or the budget is spent
+        """
+        if self.decision_due or self.finished:
+            problem = "the budget is spent" if self.finished else "a decision is due, call decide()"
+            raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
         factor = self.factor
         for group, initial in zip(self.optimizer.param_groups, self.initial_lrs, strict=True):
-            group["lr"] = self._rate(initial, factor)
+            rate = self._rate(initial, factor)
+            if isinstance(group["lr"], Tensor):  # capturable optimizers keep their rate on the device
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
             self._before_last = [p.detach().clone() for p in self._parameters]
 
@@ -270,14 +293,18 @@ class DecisionCore:
 
         :param loss_multiple: how many times its start the mean loss may reach
         :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
+        :raises OutOfOrderError: before any :meth:`observe`
         """
+        if self._observed_at < 0:
+            raise OutOfOrderError("diverged() came before any observe(); observe first.")
         run = self.statistics
         if not bool(run.finite):
             return True
         if not run.losses.size:
             return False
         start = run.losses[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
-        return bool(run.losses.mean() > loss_multiple * max(start, 1e-8))
+        # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
+        return bool(run.losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
 
     def roll_back(self, cut: float, steps: int) -> None:
         """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.

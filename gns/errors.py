@@ -38,6 +38,10 @@ class PolicyFormatError(GNSError, ValueError):
     """A policy folder is damaged, or holds a policy this version cannot use."""
 
 
+class OutOfOrderError(GNSError, RuntimeError):
+    """A call came before one it needs, or after the end."""
+
+
 def require_positive(name: str, value: float) -> None:
     """Pass a finite number above zero.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError, require_positive
+from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Snapshot:
                     targets.append(old[key])
                     sources.append(value)
                 else:
-                    new[key] = value.detach().clone() if isinstance(value, Tensor) else value
+                    new[key] = value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
             states[parameter] = new
         if targets:
             torch._foreach_copy_(targets, sources)
@@ -83,7 +84,12 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the state back, in place. May be called again for the same snapshot."""
+        """Put the state back, in place. May be called again for the same snapshot.
+
+        :raises OutOfOrderError: if no snapshot was taken
+        """
+        if not self._copies:
+            raise OutOfOrderError("restore() came before any take(); take a snapshot first.")
         torch._foreach_copy_(self._tensors, self._copies)
         for parameter in list(self._optimizer.state):
             if parameter not in self._states:
@@ -96,6 +102,6 @@ class Snapshot:
                 if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
                     state[key].copy_(value)
                 else:
-                    state[key] = value.clone() if isinstance(value, Tensor) else value
+                    state[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         for call in self._put_back:
             call()

@@ -9,8 +9,8 @@ that owns the parameter and contracts every operation that owns none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, ValuesView
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -206,8 +206,9 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
     """Take the layer graph of ``model`` from what one forward pass returned.
 
     :param model: the module being trained; wrappers of ``torch.compile`` and DDP are seen through
-    :param outputs: the loss, or any nest of tuples, lists, mappings and tensors with a ``grad_fn``; must be alive,
-        and may already have gone through ``backward``
+    :param outputs: the loss, or any nest of tuples, lists, mappings, dataclasses and tensors with a ``grad_fn``; must
+        be alive, and may already have gone through ``backward``. Best from a batch of two or more: a parameter added
+        to a batch of one has the shape of its result and cannot be told from a rescaled weight
     :return: the graph; layers that are frozen or that the outputs do not depend on are not in it
     :raises LayerGraphError: if the model has no trainable parameter or the outputs depend on none
     """
@@ -284,7 +285,7 @@ def _walk(roots: Iterable[Any], layer_of: Mapping[int, str]) -> _Walk:
         sources: _Layers = {}
         mixes = _mixes_data(operation, name, inputs, raw)
         for parent in inputs:
-            if mixes and parent in raw and _is_penalty(parent):
+            if mixes and parent in raw and _is_penalty(parent, operation):
                 unused.update(raw[parent])
             else:
                 weights.update(raw.get(parent, {}))
@@ -319,9 +320,11 @@ def _mixes_data(operation: Any, name: str, inputs: list[Any], raw: Mapping[Any, 
     return _output_shape(operation) not in [_output_shape(parent) for parent in present]
 
 
-def _is_penalty(operation: Any) -> bool:
-    """Say whether a function of parameters alone has been reduced to one number, as a norm in the loss has."""
-    return not operation.name().endswith("AccumulateGrad") and _output_shape(operation) == ()
+def _is_penalty(operation: Any, consumer: Any) -> bool:
+    """Say whether a function of parameters alone is one number that joins another: a norm in the loss."""
+    if operation.name().endswith("AccumulateGrad"):
+        return False
+    return _output_shape(operation) == () and _output_shape(consumer) == ()
 
 
 def _output_shape(operation: Any) -> tuple[int, ...]:
@@ -353,7 +356,9 @@ def _tensors(outputs: Any) -> list[Tensor]:
         return [outputs]
     if isinstance(outputs, Mapping):
         outputs = outputs.values()
-    if isinstance(outputs, Iterable) and not isinstance(outputs, str | bytes):
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        outputs = list(vars(outputs).values())
+    if isinstance(outputs, list | tuple | set | ValuesView):
         return [tensor for item in outputs for tensor in _tensors(item)]
     return []
 
@@ -370,11 +375,11 @@ def _owner(parameter_name: str) -> str:
 
 def _node_type(model: nn.Module, layer: str) -> str:
     """Return the type of a layer: by class, by the class's name, then by its place in the model."""
-    module: nn.Module = model
+    parent = module = model
     for part in layer.split(".") if layer else []:
-        module = unwrap(getattr(module, part))
+        parent, module = module, unwrap(getattr(module, part))
     kind = type(module).__name__
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
         return "attention"
     if isinstance(module, nn.Linear) or (kind == "Conv1D" and not isinstance(module, nn.Conv1d)):
         return "attention" if _ATTENTION_NAMES.search(layer) else "linear"

@@ -98,14 +98,16 @@ def _alike(
 ) -> list[tuple[dict[str, Any], list[int]]]:
     """Split the tensors an optimizer holds into parts that one foreach call can treat alike.
 
-    Of one part all are in one parameter group, all have optimizer state or none has, all have a gradient or none has.
+    Of one part all are in one parameter group, all have a gradient or none has, and all have optimizer state of as many
+    updates or none has any (a counter on an accelerator is not read, and counts as the run's).
     """
-    parts: dict[tuple[int, bool, bool], list[int]] = {}
+    parts: dict[tuple[int, int, bool], list[int]] = {}
     for i, number in enumerate(group_of_each(optimizer, parameters)):
         if number >= 0:
             state = optimizer.state.get(parameters[i], {})
             started = "exp_avg" in state or state.get("momentum_buffer") is not None
-            parts.setdefault((number, started, gradients[i] is not None), []).append(i)
+            done = _steps(state.get("step", 1), 1) if started else 0
+            parts.setdefault((number, done, gradients[i] is not None), []).append(i)
     return [(optimizer.param_groups[number], chosen) for (number, _, _), chosen in parts.items()]
 
 
@@ -137,6 +139,7 @@ def _sgd(
         updates = list(torch._foreach_add(directions, updates, alpha=momentum))
     # Of equal gradients g, the buffer after t updates is (momentum^(t-1) + gain (1 - momentum^(t-1))/(1 - momentum)) g.
     first = momentum ** (max(steps, 1) - 1)
+    buffers = _signed(group, buffers)
     return buffers, updates, 1.0 / (first + gain * (1.0 - first) / (1.0 - momentum)) if momentum < 1.0 else 1.0
 
 
@@ -155,7 +158,7 @@ def _adam(
         denominators = torch._foreach_mul(vs, beta2)
         torch._foreach_addcmul_(denominators, directions, directions, 1.0 - beta2)
     else:
-        steps, ms, vs = 0, None, None
+        steps, ms, vs = 0, None, None  # nothing to correct yet
         numerators = torch._foreach_mul(directions, 1.0 - beta1)
         denominators = torch._foreach_mul(directions, directions)
         torch._foreach_mul_(denominators, 1.0 - beta2)
@@ -168,8 +171,9 @@ def _adam(
     torch._foreach_div_(numerators, 1.0 - beta1 ** (steps + 1))
     if decoupled and group["weight_decay"]:
         torch._foreach_add_(numerators, ws, alpha=float(group["weight_decay"]))
-    done = max(steps, 1)
-    return ms, vs, list(numerators), 1.0 / (1.0 - beta1**done), 1.0 / (1.0 - beta2**done)
+    if not started:
+        return ms, vs, list(numerators), 1.0, 1.0
+    return _signed(group, ms or []), vs, list(numerators), 1.0 / (1.0 - beta1**steps), 1.0 / (1.0 - beta2**steps)
 
 
 def _decayed(group: dict[str, Any], ws: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
@@ -178,6 +182,11 @@ def _decayed(group: dict[str, Any], ws: list[Tensor], gs: list[Tensor]) -> list[
     if group["weight_decay"]:
         directions = list(torch._foreach_add(directions, ws, alpha=float(group["weight_decay"])))
     return directions
+
+
+def _signed(group: dict[str, Any], momenta: list[Any]) -> list[Tensor]:
+    """Momenta that point along gradients: an optimizer that maximizes keeps them the other way round."""
+    return list(torch._foreach_neg(momenta)) if group.get("maximize") else momenta
 
 
 def _steps(step: Any, fallback: int) -> int:

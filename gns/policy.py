@@ -7,13 +7,14 @@ the rate; a policy of another schema or version is refused with a :class:`~gns.e
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from gns.decision import DecisionConfig, Observation
@@ -72,6 +73,8 @@ class PolicyConfig:
                 f"The policy has format version {data['format_version']!r}; this gns reads {FORMAT_VERSION}. "
                 "Use the version of gns that wrote it, or train it anew."
             )
+        if not isinstance(data.get("training", {}), dict):
+            raise PolicyFormatError(f"{_NOT_VALID}training is {data['training']!r}; expected an object.")
         try:
             parts = {
                 "network": _build(NetworkConfig, data["network"]),
@@ -81,14 +84,30 @@ class PolicyConfig:
         except PolicyFormatError:
             raise
         except (GNSError, KeyError, TypeError, AttributeError) as error:
-            raise PolicyFormatError(f"The policy's {CONFIG_FILE} is not valid: {error}") from error
+            raise PolicyFormatError(f"{_NOT_VALID}{error}") from error
 
 
-def _build(cls: type, data: dict[str, Any]) -> Any:
-    unknown = set(data) - {f.name for f in fields(cls)}
-    if unknown:
-        raise PolicyFormatError(f"Unknown keys in the policy's {CONFIG_FILE}: {sorted(unknown)}.")
+def _build(cls: type, data: Any) -> Any:
+    """Build a flat dataclass of numbers, strings and flags, each of its declared kind."""
+    known = {f.name: f for f in fields(cls)}
+    if not isinstance(data, dict) or (unknown := set(data) - set(known)):
+        given = sorted(unknown) if isinstance(data, dict) else data
+        raise PolicyFormatError(f"{_NOT_VALID}{cls.__name__} has no settings {given!r}; expected {sorted(known)}.")
+    for name, value in data.items():
+        kinds = _KINDS[str(known[name].type)]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise PolicyFormatError(f"{_NOT_VALID}{name} is {value!r}; expected {known[name].type}.")
     return cls(**data)
+
+
+_NOT_VALID = f"The policy's {CONFIG_FILE} is not valid: "
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "int | None": (int, type(None)),
+}
 
 
 class GNSPolicy(
@@ -186,7 +205,7 @@ def _read(path: Path) -> bytes:
 def _locate(source: str, name: str, kwargs: dict[str, Any]) -> Path:
     """Return the local path of a policy's file, from a folder or the Hub."""
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(source):
         if not (folder / name).is_file():
             raise PolicyFormatError(
                 f"{folder} has no {name}. Expected a folder written by save_pretrained with {CONFIG_FILE} and "
@@ -195,7 +214,7 @@ def _locate(source: str, name: str, kwargs: dict[str, Any]) -> Path:
         return folder / name
     try:
         return Path(hf_hub_download(repo_id=source, filename=name, **kwargs))
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:
         raise PolicyFormatError(f"The Hub repository {source!r} has no {name}; expected a GNS policy.") from error
     except Exception as error:
         raise PolicyFormatError(

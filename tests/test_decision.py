@@ -12,7 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gns import DecisionConfig, DecisionCore, InvalidSettingError, LayerGraphError, UnknownNameError, layer_graph
+from gns import (
+    DecisionConfig,
+    DecisionCore,
+    InvalidSettingError,
+    LayerGraphError,
+    OutOfOrderError,
+    UnknownNameError,
+    layer_graph,
+)
 from gns.decision import ACTION_MODES
 from gns.features import SCHEMAS, SUM_U2
 from gns.profiles import PROFILES, get_profile
@@ -160,11 +168,57 @@ def test_the_rate_follows_the_modes_formula(mode, profile):
 
 @every_mode
 def test_decide_returns_the_multiplier(mode):
-    core = Run(mode=mode, base=3.0, strength=2.0).core
-    multiplier = {"anchored": math.exp(1.0), "gns-paper": 1.5}.get(mode, 3.0**0.5)
-    before = core.learning_rate
-    assert core.decide(0.5) == pytest.approx(multiplier)
-    assert core.learning_rate / before == pytest.approx(multiplier)
+    run = Run(mode=mode, base=3.0, strength=2.0)
+    core = run.core
+    for action, before in ((0.5, 0.0), (-0.25, 0.5)):
+        while not core.decision_due:
+            run.compute_gradient()
+            run.apply_update()
+        multiplier = {"anchored": math.exp(2.0 * (action - before)), "gns-paper": 1 + action}.get(mode, 3.0**action)
+        rate = core.learning_rate
+        assert core.decide(action) == pytest.approx(multiplier)
+        assert core.learning_rate / rate == pytest.approx(multiplier)
+
+
+def test_calls_out_of_order_are_named():
+    run = Run()
+    core = run.core
+    with pytest.raises(OutOfOrderError, match="observe first"):
+        core.diverged(4.0)
+    with pytest.raises(OutOfOrderError, match="a decision is due"):
+        core.before_update()
+    core.decide(0.0)
+    with pytest.raises(OutOfOrderError, match="No decision is due at update 0 of 12"):
+        core.decide(0.0)
+    while not core.finished:
+        if core.decision_due:
+            core.decide(0.0)
+        run.compute_gradient()
+        run.apply_update()
+    with pytest.raises(OutOfOrderError, match="the budget is spent"):
+        core.before_update()
+
+
+def test_a_tensor_rate_is_filled_in_place():
+    run = Run()
+    held = run.optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+    run.core.decide(-1.0)
+    run.core.before_update()
+    assert run.optimizer.param_groups[0]["lr"] is held
+    assert float(held) == pytest.approx(run.core.learning_rate) != 0.01
+
+
+def test_a_loss_that_starts_below_zero_diverges_only_when_it_rises():
+    run = Run()
+    run.interval(0.0, losses=(-2.0, -2.5, -3.0))
+    run.core.observe()
+    assert not run.core.diverged(4.0)
+    run.interval(0.0, losses=(3.0, 3.9, 3.0))
+    run.core.observe()
+    assert not run.core.diverged(4.0)
+    run.interval(0.0, losses=(5.0, 5.0, 5.0))
+    run.core.observe()
+    assert run.core.diverged(4.0)
 
 
 @every_mode

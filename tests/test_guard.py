@@ -156,6 +156,18 @@ def test_state_that_came_later_is_taken_away():
     assert set(run.optimizer.state) == {*run.model[1].parameters(), *run.model[3].parameters()}
 
 
+def test_an_entry_of_the_state_that_came_later_is_taken_away():
+    """As an optimizer whose settings are changed on the way may add."""
+    run = Run("adam amsgrad")
+    run.train(1)
+    run.take()
+    before = run.state()
+    for state in run.optimizer.state.values():
+        state["later"] = torch.ones(1)
+    run.snapshot.restore()
+    assert same(run.state(), before)
+
+
 def test_tensors_keep_their_place_in_memory():
     """Views, compiled graphs and other references go on seeing the run."""
     run = Run("adam amsgrad")

@@ -350,6 +350,25 @@ def test_a_penalty_on_the_weights_is_no_data_flow():
     assert edges(layer_graph(model, loss + 0.01 * penalty)) == edges(layer_graph(model, loss))
 
 
+class Temperature(nn.Module):
+    """Scales its logits by a learned number."""
+
+    def __init__(self, exponential: bool) -> None:
+        super().__init__()
+        self.exponential = exponential
+        self.last, self.scale = nn.Linear(3, 4), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (self.scale.exp() if self.exponential else self.scale)
+
+
+@pytest.mark.parametrize("exponential", [False, True])
+def test_a_number_that_scales_data_is_applied_to_it(exponential):
+    graph = take(Temperature(exponential), torch.randn(5, 3))
+    assert graph.names == ("last", "(root)")
+    assert edges(graph) == {("last", "(root)")}
+
+
 def test_a_model_that_owns_a_parameter_is_the_root():
     graph = take(Owner(), torch.randn(2, 3))
     assert graph.names == ("(root)", "last")

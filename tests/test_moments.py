@@ -130,6 +130,25 @@ def test_two_groups_of_different_settings(cls):
         assert_equal(updates, change_of_step(model, optimizer))
 
 
+@pytest.mark.parametrize(
+    "name", ["sgd", "sgd momentum decay", "sgd nesterov decay", "adam", "adam amsgrad", "adamw decay"]
+)
+def test_a_layer_that_joins_later(name):
+    """As in gradual unfreezing."""
+    model = network()
+    optimizer = make(name, model.parameters())
+    for t in range(5):
+        compute_gradient(model, t)
+        if t < 3:
+            model[2].weight.grad = model[2].bias.grad = None
+        updates = read(model, optimizer, t).updates
+        changes = change_of_step(model, optimizer)
+        if t < 3:
+            assert all(torch.equal(u, torch.zeros_like(u)) for u in [*updates[2:], *changes[2:]])
+            updates, changes = updates[:2], changes[:2]
+        assert_equal(updates, changes)
+
+
 def test_a_group_without_momentum_beside_one_with_it_has_momentum_zero():
     model = network()
     optimizer = SGD(

@@ -25,7 +25,14 @@ from gns import (
 )
 from gns.features import SCHEMAS
 from gns.layer_graph import NODE_TYPES
-from gns.network import CONVOLUTIONS, NUM_TYPE_EMBEDDINGS, GNSNetwork, batch_observations, mean_by_group
+from gns.network import (
+    CONVOLUTIONS,
+    NUM_TYPE_EMBEDDINGS,
+    GNSNetwork,
+    _pool_to_blocks,
+    batch_observations,
+    mean_by_group,
+)
 
 TOLERANCE = 1e-6
 quick = settings(deadline=None, derandomize=True, max_examples=25)
@@ -155,6 +162,18 @@ def test_a_batch_numbers_nodes_and_edges_through():
 def test_the_mean_of_an_empty_group_is_0():
     values, group = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0, 2, 2])
     assert mean_by_group(values, group, 4).tolist() == [[1.0, 2.0], [0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
+
+
+def test_blocks_are_joined_by_each_edge_between_them_once():
+    chain = replace(
+        observation(0, 5), blocks=np.array([0, 0, 1, 1, 0]), edges=np.array([[0, 0, 1, 2, 3], [1, 2, 3, 3, 4]])
+    )
+    lone = replace(observation(1, 2), blocks=np.array([1, 1]), edges=np.array([[0], [1]]))
+    h = torch.arange(7.0).unsqueeze(-1)
+    means, between, graph = _pool_to_blocks(h, batch_observations([chain, lone]))
+    assert means.flatten().tolist() == pytest.approx([5 / 3, 2.5, 5.5])
+    assert between.T.tolist() == [[0, 1], [1, 0]]
+    assert graph.tolist() == [0, 0, 1]
 
 
 # ---------------------------------------------------------------------- padding
