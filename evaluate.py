@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
+from agents.command import launch, plain
 from agents.controllers import make_controller
 from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate, hindsight
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
-from agents.settings import build, check_choices
+from agents.settings import build
 from agents.training import versions
 from envs.tasks import get_task
-from gns.errors import GNSError
 
 _OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy")
 
 
 def run(config: DictConfig) -> Evaluation:
     """Evaluate as the configuration says, print the comparison and write it under outputs/NAME."""
-    content: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = [make_controller(name, about) for name, about in content["controller"].items()]
@@ -49,18 +47,5 @@ def run(config: DictConfig) -> Evaluation:
     return evaluation
 
 
-@hydra.main(version_base=None, config_path="configs", config_name="evaluate")
-def main(config: DictConfig) -> None:
-    """Compose the configuration and evaluate."""
-    try:
-        run(config)
-    except GNSError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
 if __name__ == "__main__":
-    try:
-        check_choices(sys.argv[1:])
-    except GNSError as problem:
-        sys.exit(f"{type(problem).__name__}: {problem}")
-    main()
+    launch("evaluate", run)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from agents.command import launch, plain
 from agents.progress import ProgressBar
 from agents.report import prepare_folder
-from agents.settings import build, check_choices
+from agents.settings import build
 from agents.training import Progress, TrainConfig, train, versions
 from envs.tasks import get_task
-from gns.errors import GNSError
 
 _OUTSIDE_TRAINING = ("name", "task", "tracker")
 
@@ -44,23 +42,5 @@ def run(config: DictConfig) -> Path:
     return target
 
 
-def plain(config: DictConfig) -> dict:
-    """Return a configuration as plain dictionaries, references resolved."""
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-@hydra.main(version_base=None, config_path="configs", config_name="train_agent")
-def main(config: DictConfig) -> None:
-    """Compose the configuration and train."""
-    try:
-        run(config)
-    except GNSError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
 if __name__ == "__main__":
-    try:
-        check_choices(sys.argv[1:])
-    except GNSError as problem:
-        sys.exit(f"{type(problem).__name__}: {problem}")
-    main()
+    launch("train_agent", run)

@@ -21,105 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gns.decision_config import ACTION_MODES, DecisionConfig, Observation
 from gns.errors import (
     InvalidSettingError,
     LayerGraphError,
     OutOfOrderError,
-    UnknownNameError,
-    require_count,
     require_positive,
 )
-from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
+from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, tensor_sums
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind, read_moments
 from gns.profiles import get_profile
 
+__all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
-ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper")
-
-
-@dataclass(frozen=True)
-class DecisionConfig:
-    """How actions become rates. Part of every policy file.
-
-    With ``z`` the progress and ``a`` the action in [-1, 1]:
-
-    - ``profile``: rate = level * f(z), and level <- level * base^a at a decision;
-    - ``recursive``: rate <- rate * base^a;
-    - ``anchored``: rate = initial * f(z) * exp(strength * a), forgetting earlier actions;
-    - ``gns-paper``: rate <- rate * (1 + a), as in the released code of Xiong et al. (ICLR 2022).
-
-    :param mode: one of :data:`ACTION_MODES`
-    :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.profiles`
-    :param base: largest factor of one decision in ``profile`` and ``recursive``
-    :param strength: largest deviation of ``anchored``, in units of ln(rate)
-    :param min_lr: lowest rate any parameter group may get
-    :param max_lr: highest rate any parameter group may get
-    :param num_decisions: decisions over a budget; the interval follows as K = ceil(T / n)
-    :param decision_interval: updates between decisions; if given, it takes the place of ``num_decisions``
-    :param features: name of the feature schema, see :data:`gns.features.SCHEMAS`
-    :raises InvalidSettingError, UnknownNameError: on a value outside its domain
-    """
-
-    mode: str = "profile"
-    profile: str = "rex"
-    base: float = 10.0
-    strength: float = 2.3
-    min_lr: float = 1e-8
-    max_lr: float = 10.0
-    num_decisions: int = 20
-    decision_interval: int | None = None
-    features: str = "gns-1"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ACTION_MODES:
-            raise UnknownNameError("action mode", self.mode, ACTION_MODES)
-        get_profile(self.profile)
-        get_schema(self.features)
-        for name in ("base", "strength", "min_lr", "max_lr"):
-            require_positive(name, getattr(self, name))
-        require_count("num_decisions", self.num_decisions)
-        if self.decision_interval is not None:
-            require_count("decision_interval", self.decision_interval)
-        if self.base <= 1.0:
-            raise InvalidSettingError(
-                f"base is {self.base}; expected more than 1, since an action multiplies by base^a."
-            )
-        if self.min_lr >= self.max_lr:
-            raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
-
-    def interval(self, budget: int) -> int:
-        """Updates between decisions, K, for a budget of T updates.
-
-        :raises InvalidSettingError: if the budget is not a positive whole number or allows fewer updates than decisions
-        """
-        require_count("budget", budget)
-        if self.decision_interval is not None:
-            return self.decision_interval
-        if budget < self.num_decisions:
-            raise InvalidSettingError(
-                f"A budget of {budget} updates is smaller than num_decisions = {self.num_decisions}; expected at least "
-                "one update a decision. Raise the budget or lower num_decisions."
-            )
-        return math.ceil(budget / self.num_decisions)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a policy sees at a decision: L layers, E edges.
-
-    :param nodes: float32 (L, F), columns as in the feature schema
-    :param node_types: int64 (L,), index into :data:`gns.layer_graph.NODE_TYPES`
-    :param blocks: int64 (L,), block of each layer
-    :param edges: int64 (2, E)
-    :param globals: float32 (G,)
-    """
-
-    nodes: np.ndarray
-    node_types: np.ndarray
-    blocks: np.ndarray
-    edges: np.ndarray
-    globals: np.ndarray
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agents.command import plain
 from agents.controllers import make_controller
 from agents.evaluation import EvaluationConfig
 from agents.settings import build
@@ -10,7 +11,7 @@ from envs.tasks import get_task, known_tasks
 from evaluate import _OUTSIDE_PROTOCOL
 from gns.errors import InvalidSettingError
 from gns.profiles import PROFILES
-from train_agent import _OUTSIDE_TRAINING, plain
+from train_agent import _OUTSIDE_TRAINING
 
 
 def training(config) -> TrainConfig:
