@@ -100,6 +100,18 @@ def test_a_policy_that_is_not_there_is_refused_before_any_run(tmp_path):
         make_controller("policy", {"kind": "policy", "policy": str(tmp_path)})
 
 
+def test_a_controller_keeps_the_policy_it_was_made_with(policy_folder):
+    controller = PolicyController(policy_folder)
+    before = controller.train(episode())
+    torch.manual_seed(7)
+    other = GNSPolicy()
+    with torch.no_grad():
+        other.network.actor[2].bias.fill_(1.0)
+    other.save_pretrained(policy_folder)
+    assert controller.train(episode()).rates == before.rates
+    assert PolicyController(policy_folder).train(episode()).rates != before.rates
+
+
 def test_unknown_kinds_profiles_and_settings_are_named():
     with pytest.raises(UnknownNameError, match="schedule"):
         make_controller("x", {"kind": "shedule", "profile": "rex"})

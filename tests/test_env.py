@@ -273,7 +273,7 @@ def test_number_of_decisions_and_end(budget, decision):
 @pytest.mark.parametrize("optimizer", ["sgdm", "adam"])
 def test_the_first_decision_precedes_the_first_update(action, optimizer):
     config = EnvConfig(
-        optimizers=(optimizer,), budgets=(10, 10), decision=DecisionConfig(mode="recursive", num_decisions=10)
+        optimizers=(optimizer,), budgets=(10, 10), decision=DecisionConfig(mode="recursive", base=3.0, num_decisions=10)
     )
     env = LearningRateEnv([small_task()], config)
     env.reset(seed=0, options={"seed": 6, "learning_rate": 1e-3})
@@ -391,7 +391,8 @@ def test_the_share_of_decisions_evaluated_is_the_reward_probability():
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_the_papers_reward_is_the_gain_of_the_squared_metric(threshold):
-    config = replace(SHORT, reward="gns-paper", reward_probability=1.0, paper_threshold=threshold)
+    decision = replace(SHORT.decision, base=3.0)
+    config = replace(SHORT, reward="gns-paper", reward_probability=1.0, paper_threshold=threshold, decision=decision)
     env = LearningRateEnv([small_task()], config)
     env.reset(seed=0, options={"optimizer": "adam", "learning_rate": 0.003, "budget": 30})
     before, metrics = env.run.evaluate_reward_split()[1], []

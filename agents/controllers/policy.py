@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from agents.controllers.base import Stopwatch, TrainedRun
@@ -18,17 +16,18 @@ class PolicyController:
     :param policy: folder or Hub id of a policy
     :param name: its name in tables
     :param guard: when a run is taken back
+    :raises PolicyFormatError: if the policy cannot be loaded
     """
 
     tuned = False
 
     def __init__(self, policy: str, name: str = "policy", guard: GuardConfig | None = None) -> None:
-        self.name, self._policy, self._guard = name, policy, guard or GuardConfig()
-        load_policy(policy)
+        self.name, self._guard = name, guard or GuardConfig()
+        self._policy = GNSPolicy.from_pretrained(policy)
 
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run."""
-        policy = load_policy(self._policy)
+        policy = self._policy
         config = EnvConfig(
             optimizers=(episode.optimizer,),
             budgets=(episode.budget, episode.budget),
@@ -53,9 +52,3 @@ class PolicyController:
             seconds=watch.seconds(),
             rates=env.rates,
         )
-
-
-@lru_cache(maxsize=8)
-def load_policy(source: str) -> GNSPolicy:
-    """Load a policy once a process."""
-    return GNSPolicy.from_pretrained(source)
