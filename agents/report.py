@@ -43,7 +43,7 @@ def tables(lines: list[Line]) -> list[Table]:
     result = []
     for (task, optimizer, budget), group in _by_setting(lines):
         title = f"{task}, {optimizer}, {budget} updates"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in ("controller", "lr", "test loss", "95 % interval", "s.d.", "metric", "vs best", "runs"):
             table.add_column(column, justify="left" if column == "controller" else "right", no_wrap=True)
         for line in group:
@@ -140,19 +140,23 @@ def _draw_error_against_initial_rate(
     from matplotlib.ticker import LogLocator, NullFormatter
 
     tuned = set(evaluation.tuned.controller)
+    policies = [name for name in runs.controller.unique() if name not in tuned]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     best = min((line.test_loss for line in lines if line.controller in tuned), default=math.nan)
     for axis, value, label in ((axes[0], runs.test_loss, "test loss"), (axes[1], 1 - runs.test_metric, "test error")):
         table = runs.assign(value=value)
         for number, (name, own) in enumerate(table.groupby("controller", sort=False)):
             stats = own.groupby("initial_lr").value.agg(["mean", "std"])
-            policy = name not in tuned
+            policy = name in policies
+            shade = (
+                "black" if len(policies) == 1 else f"{0.7 * policies.index(name) / len(policies):.2f}" if policy else ""
+            )
             axis.errorbar(
                 stats.index,
                 stats["mean"],
                 stats["std"].fillna(0.0),
                 label=name,
-                color="black" if policy else COLOURS[number % len(COLOURS)],
+                color=shade if policy else COLOURS[number % len(COLOURS)],
                 marker="*" if policy else MARKERS[number % len(MARKERS)],
                 markersize=9 if policy else 4,
                 linewidth=2.5 if policy else 1.2,
@@ -165,7 +169,9 @@ def _draw_error_against_initial_rate(
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].axhline(best, color="grey", linestyle=":", linewidth=1.2, label="best tuned schedule")
-    axes[0].set_ylim(0.75 * best if best > 0 else None, 30 * best if best > 0 else None)
+    shown = [loss for loss in (best, *(line.test_loss for line in lines)) if 0 < loss < math.inf]
+    if shown:
+        axes[0].set_ylim(0.75 * min(shown), 30 * min(shown))
     figure.suptitle(f"{title}: end of training against initial rate, mean and s.d. over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)
@@ -179,6 +185,7 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
     tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     shades = plt.get_cmap("viridis")
+    several = runs.controller.nunique() - evaluation.tuned.controller.nunique() > 1
     for number, (name, own) in enumerate(runs.groupby("controller", sort=False)):
         key = (*own[SETTING].iloc[0], name)
         if key in tuned.index:
@@ -190,8 +197,11 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
         starts = sorted(own.initial_lr.unique())
         for position, start in enumerate(starts):
             progress, mean, spread = _mean_path(evaluation, own[own.initial_lr == start])
-            shade = shades(0.9 * position / max(1, len(starts) - 1))
-            axes[1].plot(progress, mean, label=f"{name} from {start:.1g}", color=shade, linewidth=1.8)
+            shade: Any = shades(0.9 * position / max(1, len(starts) - 1))
+            label = f"{name} from {start:.1g}"
+            if several:  # too many lines to name each: one colour a policy
+                shade, label = COLOURS[number % len(COLOURS)], name if position == 0 else "_"
+            axes[1].plot(progress, mean, label=label, color=shade, linewidth=1.8)
             axes[1].fill_between(progress, mean / spread, mean * spread, color=shade, alpha=0.15, linewidth=0)
     for axis, part in zip(axes, ("schedules at their tuned rate", "learned, from each initial rate"), strict=True):
         axis.set(yscale="log", xlabel="progress", title=part)
