@@ -70,6 +70,6 @@ def test_the_evaluation_config_builds(compose):
     settings = build(EvaluationConfig, {k: v for k, v in content.items() if k not in _OUTSIDE_PROTOCOL})
     rates = settings.grids["adam"].rates()
     assert rates[1] / rates[0] == pytest.approx(3.0)
-    assert settings.initial_rates["adam"].rates()[0] == pytest.approx(1e-4)
+    assert settings.initial_rates["adam"].rates()[0] == pytest.approx(1e-5)
     assert settings.initial_rates["adam"].rates()[-1] == pytest.approx(1e-1)
     assert content["controller"]["policy"]["policy"] == "somewhere"
