@@ -47,7 +47,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._optimizer = optimizer
         self._tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
         self._copies: list[Tensor] = []
         self._states: dict[Tensor, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from gns.errors import InvalidSettingError, UnknownNameError
+from gns.errors import UnknownNameError
 
 Profile = Callable[[float], float]
 
@@ -76,13 +76,3 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise UnknownNameError("profile", name, PROFILES)
     return PROFILES[name]
-
-
-def check_progress(progress: float) -> float:
-    """Return ``progress`` if it lies in [0, 1].
-
-    :raises InvalidSettingError: otherwise
-    """
-    if not 0.0 <= progress <= 1.0:
-        raise InvalidSettingError(f"progress is {progress!r}; expected a number in [0, 1] (updates done over budget).")
-    return progress

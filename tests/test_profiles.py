@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from gns import InvalidSettingError, UnknownNameError
-from gns.profiles import PROFILES, check_progress, get_profile, onecycle_momentum
+from gns import UnknownNameError
+from gns.profiles import PROFILES, get_profile, onecycle_momentum
 
 PEAK = 0.3
 POINTS = np.linspace(0.0, 1.0, 1001).tolist()
@@ -118,14 +118,3 @@ def test_an_unknown_profile_lists_the_known(name, hint):
     known = ", ".join(sorted(PROFILES))
     with pytest.raises(UnknownNameError, match=f"Unknown profile '{name}'; expected one of: {known}.*{hint}"):
         get_profile(name)
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
-def test_progress_within_the_budget_is_accepted(progress):
-    assert check_progress(progress) == progress
-
-
-@pytest.mark.parametrize("progress", [-0.1, 1.0001, math.nan, math.inf])
-def test_progress_outside_the_budget_is_refused(progress):
-    with pytest.raises(InvalidSettingError, match=rf"progress is {progress!r}; expected a number in \[0, 1\]"):
-        check_progress(progress)
