@@ -27,10 +27,13 @@ def run(config: DictConfig) -> Path:
     OmegaConf.save(config, folder / "train_config.yaml", resolve=True)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2), encoding="utf-8")
     console.print(f"Training a policy on {', '.join(t.name for t in tasks)}; tuning schedules to compare with first.")
+    console.print(
+        "loss: recent final losses on the reward split; x tuned: over the best tuned schedule's.", highlight=False
+    )
     with ProgressBar("training", "episodes", console) as bar:
 
         def show(progress: Progress) -> None:
-            message = f"loss {progress.loss:.4f}, {progress.ratio:.3f} x best tuned schedule"
+            message = f"loss {progress.loss:.4f}, {progress.ratio:.2f} x tuned"
             bar.update(progress.episodes, settings.total_episodes, message)
 
         policy = train(tasks, settings, folder / "tensorboard" if config.tracker.tensorboard else None, show)

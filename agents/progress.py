@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class ProgressBar:
@@ -27,11 +27,10 @@ class ProgressBar:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
-                TextColumn(f"{self._unit} {{task.fields[rate]}}"),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[message]}"),
                 console=self._console,
             )
@@ -49,14 +48,14 @@ class ProgressBar:
         if not self._start:  # what was done before the first call is preparation
             self._start = self._last = now
         elapsed = now - self._start
-        rate = f"({done / elapsed:.1f}/s)" if elapsed > 0 else ""
+        rate = f"{done / elapsed:.1f}/s" if elapsed > 0 else ""
         if self._bar:
             self._bar.update(self._line, completed=min(done, total), total=total, message=message, rate=rate)
         elif now - self._last >= self._every or done == total:
             self._last = now
             left = max(elapsed / max(done, 1) * (total - done), 0.0)
             self._console.print(
-                f"{self._description}: {done}/{total} {self._unit} {rate}, {left:.0f} s left {message}".rstrip(),
+                f"{self._description}: {done}/{total} {self._unit}, {rate}, {left:.0f} s left; {message}".rstrip("; "),
                 highlight=False,
                 soft_wrap=True,
             )

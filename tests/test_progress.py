@@ -18,7 +18,7 @@ def shown(terminal: bool, updates: int) -> str:
 def test_without_a_terminal_plain_lines_appear():
     lines = shown(terminal=False, updates=3).splitlines()
     assert len(lines) == 3 and all(line.startswith("working: ") for line in lines)
-    assert re.search(r"3/3 runs .* 0 s left number 3", lines[-1])
+    assert re.search(r"3/3 runs, .*, 0 s left; number 3", lines[-1])
 
 
 def test_on_a_terminal_a_live_bar_appears():
