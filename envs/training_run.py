@@ -63,7 +63,7 @@ class TrainingRun:
         with self._own_random_numbers():
             rows = self._next_rows()
             self.optimizer.zero_grad()
-            outputs = self.model(self._train.inputs[rows])
+            outputs = self.model(self.task.prepare(self._train.inputs[rows], True))
             self.loss = self.task.loss(outputs, self._train.targets[rows])
             self.loss.backward()
         return self.loss
@@ -116,14 +116,14 @@ class TrainingRun:
 
 
 @torch.no_grad()
-def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int = 4096) -> tuple[float, float]:
+def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int = 1024) -> tuple[float, float]:
     """Return mean loss and metric of a model on a split, in evaluation mode; every module's mode is put back.
 
     :param chunk: examples a forward pass
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    outputs = [model(split.inputs[i : i + chunk]) for i in range(0, len(split), chunk)]
+    outputs = [model(task.prepare(split.inputs[i : i + chunk], False)) for i in range(0, len(split), chunk)]
     for module, training in modes:
         module.training = training
     joined: Any = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,6 +1,7 @@
-"""Settings for all tests: one thread, as collection and evaluation run."""
+"""Settings for all tests: one thread, as collection and evaluation run; no network; made-up data from the Hub."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,23 @@ import torch
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+REAL_DATA_ROOT = os.environ.get("GNS_DATA_ROOT")
+_FOLDER = tempfile.TemporaryDirectory(prefix="gns-tests-")
+os.environ["GNS_DATA_ROOT"] = str(Path(_FOLDER.name) / "hub")
+os.environ["HF_DATASETS_CACHE"] = str(Path(_FOLDER.name) / "cache")
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hub() -> Path:
+    """The made-up data root, see :mod:`conformance`."""
+    from conformance import make_hub
+
+    make_hub(Path(os.environ["GNS_DATA_ROOT"]))
+    return Path(os.environ["GNS_DATA_ROOT"])
 
 
 @pytest.fixture

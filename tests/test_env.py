@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conformance import conformance_task
 from gymnasium.utils.env_checker import check_env
 from plain_loop import plain_run, same_state, small_task
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
@@ -69,7 +70,7 @@ def warnings_are_errors():
 
 @every_task
 def test_gymnasiums_checker_passes_on_every_task(name, warnings_are_errors):
-    check_env(LearningRateEnv([name], SHORT))
+    check_env(LearningRateEnv([conformance_task(name)], SHORT))
 
 
 @every_variant
@@ -105,7 +106,7 @@ def test_sb3s_checker_passes_on_padded_graphs(task, config):
 @every_variant
 @every_task
 def test_a_whole_episode_stays_in_the_spaces(name, config):
-    env = LearningRateEnv([name], config)
+    env = LearningRateEnv([conformance_task(name)], config)
     seen = play(env, actions(3), seed=3)
     assert seen[0][0] in env.observation_space
     for observation, reward, terminated, truncated, info in seen[1:]:

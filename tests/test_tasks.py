@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from conformance import conformance_task
 
 from envs.tasks import Split, Task, TrainingData, base, get_task, known_tasks, register_task
 from envs.tasks.report import load_test_split
@@ -17,7 +18,7 @@ every_task = pytest.mark.parametrize("name", known_tasks())
 
 @lru_cache
 def splits(name: str) -> dict[str, Split]:
-    data = get_task(name).load_training_data()
+    data = conformance_task(name).load_training_data()
     return {"train": data.train, "reward": data.reward, "test": load_test_split(name)}
 
 
@@ -46,7 +47,7 @@ def test_every_split_is_well_formed(name, part):
     assert len(split) == len(split.inputs) == len(split.targets) >= 100
     assert split.inputs.shape[1:] == splits(name)["train"].inputs.shape[1:]
     assert split.targets.shape[1:] == splits(name)["train"].targets.shape[1:]
-    assert split.inputs.dtype in (torch.float32, torch.int64)
+    assert split.inputs.dtype in (torch.float32, torch.int64, torch.uint8)
     assert split.targets.dtype in (torch.float32, torch.int64)
     assert torch.isfinite(split.inputs).all() and torch.isfinite(split.targets).all()
 
@@ -68,7 +69,7 @@ def test_no_split_repeats_an_example(name):
 
 @every_task
 def test_data_are_the_same_at_every_call(name):
-    load = get_task(name).load_training_data
+    load = conformance_task(name).load_training_data
     before, test = load(), load_test_split(name)
     if hasattr(load, "cache_clear"):
         load.cache_clear()  # made anew, not merely remembered
@@ -90,7 +91,7 @@ def test_every_class_has_its_share_in_every_split(name):
 
 @every_task
 def test_inputs_are_of_order_one(name):
-    inputs = splits(name)["train"].inputs
+    inputs = conformance_task(name).prepare(splits(name)["train"].inputs, False)
     assert abs(float(inputs.mean())) < 1.0
     assert 0.3 < float(inputs.std()) < 3.0
 
@@ -114,11 +115,11 @@ def test_generating_mnist1d_leaves_global_random_numbers_alone(load):
 
 @every_task
 def test_a_small_step_down_the_gradient_lowers_the_loss(name):
-    task = get_task(name)
+    task = conformance_task(name)
     torch.manual_seed(0)
     model = task.build_model(**task.model)
     train = splits(name)["train"]
-    inputs, targets = train.inputs[: task.batch_size], train.targets[: task.batch_size]
+    inputs, targets = task.prepare(train.inputs[: task.batch_size], False), train.targets[: task.batch_size]
     loss = task.loss(model(inputs), targets)
     assert loss.shape == () and torch.isfinite(loss)
     loss.backward()
@@ -129,7 +130,7 @@ def test_a_small_step_down_the_gradient_lowers_the_loss(name):
 
 @every_task
 def test_model_is_a_function_of_torchs_random_numbers(name):
-    task = get_task(name)
+    task = conformance_task(name)
 
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -141,7 +142,7 @@ def test_model_is_a_function_of_torchs_random_numbers(name):
 
 @every_task
 def test_metric_tells_a_perfect_answer_from_a_wrong_one(name):
-    task, targets = get_task(name), splits(name)["reward"].targets
+    task, targets = conformance_task(name), splits(name)["reward"].targets
     classes = int(targets.max()) + 1
     perfect = torch.nn.functional.one_hot(targets, classes).float()
     wrong = torch.nn.functional.one_hot((targets + 1) % classes, classes).float()
@@ -152,9 +153,9 @@ def test_metric_tells_a_perfect_answer_from_a_wrong_one(name):
 
 @every_task
 def test_loss_is_a_mean_over_examples(name):
-    task, reward = get_task(name), splits(name)["reward"]
+    task, reward = conformance_task(name), splits(name)["reward"]
     torch.manual_seed(0)
-    outputs = task.build_model(**task.model)(reward.inputs[:10]).detach()
+    outputs = task.build_model(**task.model)(task.prepare(reward.inputs[:10], False)).detach()
     each = [float(task.loss(outputs[i : i + 1], reward.targets[i : i + 1])) for i in range(10)]
     assert float(task.loss(outputs, reward.targets[:10])) == pytest.approx(np.mean(each), rel=1e-5)
 

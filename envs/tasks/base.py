@@ -53,6 +53,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs.argmax(dim=-1) == targets).float().mean())
 
 
+def as_they_are(inputs: Tensor, training: bool) -> Tensor:
+    """Return inputs unchanged."""
+    return inputs
+
+
 @dataclass(frozen=True)
 class Task:
     """A training problem.
@@ -67,6 +72,8 @@ class Task:
     :param metric: reported figure of outputs and targets
     :param metric_name: its name
     :param higher_is_better: direction of the metric
+    :param prepare: turns a batch of stored inputs into what the model takes (normalisation; augmentation from torch's
+        global random numbers if its second argument, ``training``, is true)
     """
 
     name: str
@@ -79,6 +86,7 @@ class Task:
     metric: Callable[[Any, Tensor], float] = accuracy
     metric_name: str = "accuracy"
     higher_is_better: bool = True
+    prepare: Callable[[Tensor, bool], Tensor] = as_they_are
 
     def __post_init__(self) -> None:
         require_count(f"batch_size of task {self.name}", self.batch_size)
