@@ -208,7 +208,9 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
-    lowest = min((min(rate for t, rate in path if t < 0.95) for path in evaluation.paths if path), default=1e-5)
+    lowest = min(
+        (min(rate for t, rate in path if t < 0.95 and rate > 0) for path in evaluation.paths if path), default=1e-5
+    )
     axes[0].set(ylabel="learning rate", ylim=(max(lowest / 2, 1e-6), None))
     figure.suptitle(f"{title}: learning rate, geometric mean (band: s.d.) over seeds")
     figure.savefig(path, dpi=120)
@@ -217,5 +219,6 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
 
 def _mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     paths = np.array([evaluation.paths[int(index)] for index in runs.index])
-    logs = np.log(np.maximum(paths[:, :, 1], 1e-30))
-    return paths[0, :, 0], np.exp(logs.mean(axis=0)), np.exp(logs.std(axis=0))
+    logs = np.ma.masked_invalid(np.log(np.maximum(paths[:, :, 1], 1e-30)))  # runs that ended early leave gaps
+    mean, deviation = logs.mean(axis=0), logs.std(axis=0)
+    return paths[0, :, 0], np.exp(np.ma.filled(mean, np.nan)), np.exp(np.ma.filled(deviation, np.nan))

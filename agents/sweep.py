@@ -79,9 +79,14 @@ def run_job(job: Job) -> dict[str, Any]:
     if job.report:
         loss, metric = evaluate_split(run.model, episode.task, _test_split(episode.task.name))
         row["test_loss"], row["test_metric"] = _worst_if_nan(loss), metric
-    stride = max(1, len(run.rates) // PATH_POINTS)
-    row["path"] = [(t / len(run.rates), run.rates[t]) for t in range(0, len(run.rates), stride)]
+    row["path"] = _path(run.rates, episode.budget)
     return row
+
+
+def _path(rates: list[float], budget: int) -> list[tuple[float, float]]:
+    """Progress and rate at about :data:`PATH_POINTS` updates; NaN after the end of a run that was given up."""
+    updates = range(0, budget, max(1, budget // PATH_POINTS))
+    return [(t / budget, rates[t] if t < len(rates) else math.nan) for t in updates]
 
 
 def _worst_if_nan(loss: float) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.controllers import ScheduleController
-from agents.evaluation import EvaluationConfig, Grid, evaluate
+from agents.evaluation import SETTING, EvaluationConfig, Grid, InitialRates, evaluate
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
 from envs.learning_rate_env import EnvConfig
 from envs.tasks import Task
@@ -111,23 +111,22 @@ class ScheduleReference:
         if not config.controllers:
             return
         controllers = [ScheduleController(name, name, cycle_momentum=name == "onecycle") for name in config.controllers]
-        for optimizer in env.optimizers:
-            _, highest = env.learning_rates[optimizer]
+        priors = {name: env.learning_rates[name] for name in env.optimizers}
+        settings = EvaluationConfig(
+            optimizers=env.optimizers,
+            budgets=tuple(self._budgets),
+            seeds=config.seeds,
+            workers=workers,
             # The upper part of the prior is where tuned rates lie: multiples of 3 down from its top.
-            grid = Grid(highest / 3.0 ** (config.rates - 1), config.rates)
-            settings = EvaluationConfig(
-                optimizers=(optimizer,),
-                budgets=tuple(self._budgets),
-                seeds=config.seeds,
-                workers=workers,
-                grids={optimizer: grid},
-                initial_rates={optimizer: grid},  # type: ignore[dict-item]
-                widen=0,
-            )
-            best = evaluate(controllers, tasks, settings, report=False).tuned
-            for task in tasks:
-                own = best[best.task == task.name].groupby("budget").reward_loss.min()
-                self._logs[task.name, optimizer] = [log_loss(float(own[budget])) for budget in self._budgets]
+            grids={name: Grid(top / 3.0 ** (config.rates - 1), config.rates) for name, (_, top) in priors.items()},
+            initial_rates={name: InitialRates(*prior, config.rates) for name, prior in priors.items()},
+            widen=0,
+        )
+        tuned = evaluate(controllers, tasks, settings, report=False).tuned
+        best = tuned.groupby(SETTING).reward_loss.min()
+        for task in tasks:
+            for name in env.optimizers:
+                self._logs[task.name, name] = [log_loss(float(best[task.name, name, b])) for b in self._budgets]
 
     def log_loss(self, task: str, optimizer: str, budget: int) -> float:
         """Return the log loss of the best tuned schedule, NaN if none was measured."""

@@ -184,7 +184,6 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         it over the decisions since the last evaluation afterwards, it is given here at the evaluation.
         """
         self.core.decide(float(np.asarray(action).reshape(-1)[0]))
-        go_back = self.run.position()
         while True:
             self.rates.append(self.core.learning_rate)
             self.core.before_update()
@@ -192,15 +191,16 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.core.after_update(self.run.loss)
             if self.core.finished:
                 break
-            go_back = self.run.position() if self.core.decision_due else go_back
-            self.run.compute_gradient()
             if self.core.decision_due:
+                go_back = self.run.position()
+                self.run.compute_gradient()
                 break
+            self.run.compute_gradient()
         observation = self.core.observe()
         failed = False
         if self.core.diverged(self.config.guard.loss_multiple):
             observation, failed = self._recover(observation)
-        elif self.config.guard.enabled:
+        elif self.config.guard.enabled and not self.core.finished:
             self._snapshot.take(self.core.steps, go_back)
         terminated = failed or self.core.finished
         reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
@@ -236,9 +236,9 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         optimizer = options.get("optimizer", optimizer)
         if "task" in options:
             wanted = options["task"]
-            found = [known for known in self.tasks if known is wanted or known.name == wanted]
+            found = [one for one in self.tasks if one is wanted or one.name == wanted]
             if not found:
-                names = [known.name for known in self.tasks]
+                names = [one.name for one in self.tasks]
                 raise UnknownNameError("task of this environment", getattr(wanted, "name", wanted), names)
             task = found[0]
         if optimizer not in config.learning_rates:

@@ -90,8 +90,6 @@ class DecisionCore:
         self._profile = (
             get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
         )
-        # Bounds hold for every group, so they bound the common factor.
-        self._bounds = (config.min_lr / min(self.initial_lrs), config.max_lr / max(self.initial_lrs))
         self._kind = optimizer_kind(optimizer)
         self._losses: Tensor | None = None
         self._before_last: list[Tensor] | None = None
@@ -254,11 +252,15 @@ class DecisionCore:
         self._memory = _Memory(**state["memory"])
         self._observed_at, self._before_last = -1, None
         self.initial_lrs = list(state["initial_lrs"])
-        self._bounds = (self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs))
         self._losses = None if state["losses"] is None else state["losses"].clone()
         self._measured = None if state["measured"] is None else state["measured"].clone()
 
     # ------------------------------------------------------------------ inside
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Bounds of the common factor: the rates' bounds hold for every group."""
+        return self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs)
 
     def _rate(self, initial: float, factor: float) -> float:
         """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""

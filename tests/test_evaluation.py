@@ -21,6 +21,7 @@ from agents.evaluation import (
     wider,
 )
 from agents.report import markdown, prepare_folder, tables, write_results
+from agents.sweep import _path
 from envs.tasks import get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError
@@ -175,6 +176,17 @@ def test_diverged_runs_survive_the_whole_report(tmp_path):
     assert [line.test_loss for line in lines if line.controller == "policy"] == [math.inf, math.inf]
     write_results(tmp_path, evaluation, lines, {})
     assert json.loads((tmp_path / "summary.json").read_text())["lines"][1]["test_loss"] is None
+
+
+def test_runs_given_up_early_leave_gaps_in_the_plots(tmp_path):
+    runs = frame({"rex": {0.1: [1.0, 2.0]}, "policy": {0.1: [3.0, 1.0]}})
+    whole = _path([0.1] * 10, 10)
+    given_up = _path([0.1] * 4, 10)
+    assert [t for t, _ in given_up] == [t for t, _ in whole]
+    assert [rate for _, rate in given_up[:4]] == [0.1] * 4 and all(math.isnan(rate) for _, rate in given_up[4:])
+    evaluation = Evaluation(runs, tune(runs[runs.controller == "rex"]), [whole, whole, given_up, given_up])
+    write_results(tmp_path, evaluation, compare(evaluation), {})
+    assert (tmp_path / "rates.png").stat().st_size > 1000
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):

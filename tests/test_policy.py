@@ -119,7 +119,7 @@ def test_the_model_card_has_the_settings(name, tmp_path):
     policy = make(CONFIGS[name])
     policy.save_pretrained(tmp_path)
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.library_name == "gns-scheduler"
+    assert card.data.license == "apache-2.0" and card.data.to_dict()["library_name"] == "gns-scheduler"
     decision, parameters = policy.config.decision, sum(p.numel() for p in policy.parameters())
     expected = [
         f"{parameters:,} parameters",
