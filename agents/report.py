@@ -208,9 +208,8 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
-    lowest = min(
-        (min(rate for t, rate in path if t < 0.95 and rate > 0) for path in evaluation.paths if path), default=1e-5
-    )
+    shown = (rate for path in evaluation.paths for t, rate in path if t < 0.95 and rate > 0)
+    lowest = min(shown, default=1e-5)
     axes[0].set(ylabel="learning rate", ylim=(max(lowest / 2, 1e-6), None))
     figure.suptitle(f"{title}: learning rate, geometric mean (band: s.d.) over seeds")
     figure.savefig(path, dpi=120)
