@@ -6,6 +6,7 @@ every schedule, task, optimizer and budget. The rate is chosen on the reward spl
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from agents.controllers import Controller
 from agents.sweep import Job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
+from envs.training_run import OPTIMIZERS
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 
 COLUMNS = [
@@ -29,7 +31,9 @@ COLUMNS = [
     "seed",
     "reward_loss",
     "test_loss",
+    "metric",
     "test_metric",
+    "test_metrics",
     "updates",
     "evaluations",
     "seconds",
@@ -79,31 +83,47 @@ class InitialRates:
 class EvaluationConfig:
     """What is compared.
 
-    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
+    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`; None: each task's own
     :param budgets: budgets in updates; None: each task's own
     :param seeds: training runs of each setting
     :param workers: processes; 0: none but this one
-    :param grids: for each optimizer, the rates schedules are tuned over
+    :param grids: for each optimizer, the rates schedules are tuned over; where there is none, 8 rates from a decade
+        above the lowest of the task's own range
     :param widen: how often a grid may grow at an edge where the best rate lies
-    :param initial_rates: for each optimizer, the rates policies start from
+    :param initial_rates: for each optimizer, the rates policies start from; where there are none, 9 rates over the
+        task's own range
+    :param device: where to train
     """
 
-    optimizers: tuple[str, ...] = ("adam",)
+    optimizers: tuple[str, ...] | None = ("adam",)
     budgets: tuple[int, ...] | None = None
     seeds: int = 16
     workers: int = 2
-    grids: dict[str, Grid] = field(default_factory=dict)
+    grids: dict[str, Grid | None] = field(default_factory=dict)
     widen: int = 3
-    initial_rates: dict[str, InitialRates] = field(default_factory=dict)
+    initial_rates: dict[str, InitialRates | None] = field(default_factory=dict)
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         require_positive("seeds", self.seeds)
         for budget in self.budgets or ():
             require_positive("budget", budget)
-        for name in self.optimizers:
-            for known in (self.grids, self.initial_rates):
-                if name not in known:
-                    raise UnknownNameError("optimizer with a grid and initial rates", name, known)
+        for name in (*(self.optimizers or ()), *self.grids, *self.initial_rates):
+            if name not in OPTIMIZERS:
+                raise UnknownNameError("optimizer", name, OPTIMIZERS)
+
+    def rates_of(self, controller: Controller, task: Task, optimizer: str) -> list[float]:
+        """Return the initial rates of a controller: a grid to tune it over, or what it starts from.
+
+        :raises UnknownNameError: if there are none for that optimizer, and the task has no range
+        """
+        given = (self.grids if controller.tuned else self.initial_rates).get(optimizer)
+        if given is not None:
+            return given.rates()
+        if optimizer not in task.learning_rates:
+            raise UnknownNameError(f"optimizer with learning_rates on task {task.name}", optimizer, task.learning_rates)
+        low, high = task.learning_rates[optimizer]
+        return (Grid(10.0 * low, 8) if controller.tuned else InitialRates(low, high, 9)).rates()
 
 
 @dataclass
@@ -130,14 +150,18 @@ def evaluate(
     settings = [
         (task, optimizer, budget)
         for task in tasks
-        for optimizer in config.optimizers
-        for budget in (config.budgets or (task.budget,))
+        for optimizer in (config.optimizers or (task.optimizer,))
+        for budget in (config.budgets or (task.updates(),))
     ]
+
+    def runs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
+        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
+        return [Job(controller, episode, report) for episode in episodes]
+
     jobs: list[Job] = []
-    for task, optimizer, budget in settings:
+    for setting in settings:
         for controller in controllers:
-            rates = (config.grids if controller.tuned else config.initial_rates)[optimizer].rates()
-            jobs += _jobs(controller, task, optimizer, budget, rates, config.seeds, report)
+            jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
     rows: list[dict[str, Any]] = []
     for turn in range(config.widen + 1):
         total = len(rows) + len(jobs)
@@ -146,15 +170,15 @@ def evaluate(
         rows += run_jobs(jobs, config.workers, lambda count=count, total=total: progress(next(count), total))  # type: ignore[misc]
         jobs = []
         if turn < config.widen:
-            table = _frame(rows)
-            for task, optimizer, budget in settings:
+            table = runs_frame(rows)
+            for setting in settings:
                 for controller in controllers:
                     if controller.tuned:
-                        more = wider(table, controller.name, task.name, optimizer, budget)
-                        jobs += _jobs(controller, task, optimizer, budget, more, config.seeds, report)
+                        more = wider(table, controller.name, setting[0].name, *setting[1:])
+                        jobs += runs_of(controller, setting, more)
         if not jobs:
             break
-    runs = _frame(rows)
+    runs = runs_frame(rows)
     names = [controller.name for controller in controllers if controller.tuned]
     return Evaluation(runs, tune(runs[runs.controller.isin(names)]), [row["path"] for row in rows])
 
@@ -182,15 +206,8 @@ def wider(runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget
     return [best / 3.0] if best == rates[0] else []
 
 
-def _jobs(
-    controller: Controller, task: Task, optimizer: str, budget: int, rates: Sequence[float], seeds: int, report: bool
-) -> list[Job]:
-    return [
-        Job(controller, Episode(task, optimizer, budget, rate, seed), report) for rate in rates for seed in range(seeds)
-    ]
-
-
-def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of :func:`agents.sweep.run_job` as a table with :data:`COLUMNS`."""
     return pd.DataFrame([{key: row[key] for key in COLUMNS} for row in rows], columns=COLUMNS)
 
 
@@ -203,7 +220,9 @@ class Line:
     :param low: lower end of its 95 % bootstrap interval over seeds
     :param high: upper end
     :param deviation: standard deviation over seeds
-    :param test_metric: mean test metric
+    :param metric: name of the task's metric
+    :param test_metric: its mean on the test split
+    :param metrics: means of all the task's metrics on the test split
     :param ratio: test loss over the best tuned schedule's
     :param runs: training runs it costs to get one such result: the rates tried for a schedule, 1 for a policy
     :param rollbacks: rollbacks a run
@@ -218,7 +237,9 @@ class Line:
     low: float
     high: float
     deviation: float
+    metric: str
     test_metric: float
+    metrics: dict[str, float]
     ratio: float
     runs: int
     rollbacks: float
@@ -252,13 +273,22 @@ def compare(evaluation: Evaluation) -> list[Line]:
                     low=low,
                     high=high,
                     deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
+                    metric=str(part.metric.iloc[0]),
                     test_metric=float(part.test_metric.mean()),
+                    metrics=mean_metrics(part),
                     ratio=float(part.test_loss.mean() / best),
                     runs=cost,
                     rollbacks=float(part.rollbacks.mean()),
                 )
             )
     return lines
+
+
+def mean_metrics(runs: pd.DataFrame) -> dict[str, float]:
+    """Return the mean of every test metric over runs of one task."""
+    return {
+        str(name): float(mean) for name, mean in pd.DataFrame(list(runs.test_metrics.map(json.loads))).mean().items()
+    }
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def tables(lines: list[Line]) -> list[Table]:
     for (task, optimizer, budget), group in _by_setting(lines):
         title = f"{task}, {optimizer}, {budget} updates"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for column in ("controller", "lr", "test loss", "95 % interval", "s.d.", "metric", "vs best", "runs"):
+        for column in ("controller", "lr", "test loss", "95 % interval", "s.d.", group[0].metric, "vs best", "runs"):
             table.add_column(column, justify="left" if column == "controller" else "right", no_wrap=True)
         for line in group:
             mean = math.isnan(line.initial_lr)
@@ -69,7 +69,8 @@ def markdown(lines: list[Line]) -> str:
     parts = []
     for (task, optimizer, budget), group in _by_setting(lines):
         parts.append(f"**{task}, {optimizer}, {budget} updates**\n")
-        parts.append("| controller | initial lr | test loss | 95 % interval | s.d. | metric | vs best | runs |")
+        metric = group[0].metric
+        parts.append(f"| controller | initial lr | test loss | 95 % interval | s.d. | {metric} | vs best | runs |")
         parts.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for line in group:
             rate = "all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from agents.controllers.base import Controller
 from agents.ppo import single_thread
 from envs.learning_rate_env import Episode
-from envs.tasks.base import Split
+from envs.tasks import Split, Task
 from envs.training_run import evaluate_split
 
 PATH_POINTS = 100  # points of a rate path that are kept
+_SPLITS_KEPT = 8
+_TEST_SPLITS: dict[str, Split] = {}
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,18 @@ def run_job(job: Job) -> dict[str, Any]:
         "seed": episode.seed,
         "reward_loss": _worst_if_nan(run.reward_loss),
         "test_loss": math.nan,
+        "metric": episode.task.metric_name,
         "test_metric": math.nan,
+        "test_metrics": "{}",
         "updates": run.updates,
         "evaluations": run.evaluations,
         "seconds": run.seconds,
         "rollbacks": run.rollbacks,
     }
     if job.report:
-        loss, metric = evaluate_split(run.model, episode.task, _test_split(episode.task.name))
-        row["test_loss"], row["test_metric"] = _worst_if_nan(loss), metric
+        figures = evaluate_split(run.model, episode.task, _test_split(episode.task, episode.device))
+        row["test_loss"], row["test_metric"] = _worst_if_nan(figures.loss), figures.metric
+        row["test_metrics"] = json.dumps(figures.metrics)
     row["path"] = _path(run.rates, episode.budget)
     return row
 
@@ -94,8 +99,12 @@ def _worst_if_nan(loss: float) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-@lru_cache(maxsize=8)
-def _test_split(task_name: str) -> Split:
+def _test_split(task: Task, device: str) -> Split:
     from envs.tasks.report import load_test_split
 
-    return load_test_split(task_name)
+    key = json.dumps([task.name, device, task.for_loaders()], sort_keys=True, default=str)
+    if key not in _TEST_SPLITS:
+        if len(_TEST_SPLITS) >= _SPLITS_KEPT:
+            _TEST_SPLITS.pop(next(iter(_TEST_SPLITS)))
+        _TEST_SPLITS[key] = load_test_split(task).to(device)
+    return _TEST_SPLITS[key]

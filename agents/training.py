@@ -16,9 +16,10 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.controllers import ScheduleController
-from agents.evaluation import SETTING, EvaluationConfig, Grid, InitialRates, evaluate
+from agents.evaluation import SETTING, Grid, runs_frame, tune
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
-from envs.learning_rate_env import EnvConfig
+from agents.sweep import Job, run_jobs
+from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
 from gns.features import log_loss
@@ -102,36 +103,34 @@ class ScheduleReference:
     """Log loss on the reward split that tuned schedules reach, for any budget, by task and optimizer.
 
     Measured at the smallest, middle and largest budget, and interpolated linearly in log(budget) between them.
+    Rates are tried in multiples of 3 down from the top of each prior, where tuned rates lie.
     """
 
     def __init__(self, tasks: Sequence[Task], env: EnvConfig, config: BaselineConfig, workers: int) -> None:
-        low, high = env.budgets
-        self._budgets = sorted({low, round(math.sqrt(low * high)), high})
-        self._logs: dict[tuple[str, str], list[float]] = {}
+        self._points: dict[tuple[str, str], dict[int, float]] = {}  # log loss by budget
         if not config.controllers:
             return
         controllers = [ScheduleController(name, name, cycle_momentum=name == "onecycle") for name in config.controllers]
-        priors = {name: env.learning_rates[name] for name in env.optimizers}
-        settings = EvaluationConfig(
-            optimizers=env.optimizers,
-            budgets=tuple(self._budgets),
-            seeds=config.seeds,
-            workers=workers,
-            # The upper part of the prior is where tuned rates lie: multiples of 3 down from its top.
-            grids={name: Grid(top / 3.0 ** (config.rates - 1), config.rates) for name, (_, top) in priors.items()},
-            initial_rates={name: InitialRates(*prior, config.rates) for name, prior in priors.items()},
-            widen=0,
-        )
-        tuned = evaluate(controllers, tasks, settings, report=False).tuned
-        best = tuned.groupby(SETTING).reward_loss.min()
+        jobs = []
         for task in tasks:
-            for name in env.optimizers:
-                self._logs[task.name, name] = [log_loss(float(best[task.name, name, b])) for b in self._budgets]
+            low, high = env.budgets_of(task)
+            for optimizer in env.optimizers_of(task):
+                _, top = env.learning_rates_of(task, optimizer)
+                for budget in sorted({low, round(math.sqrt(low * high)), high}):
+                    for rate in Grid(top / 3.0 ** (config.rates - 1), config.rates).rates():
+                        for seed in range(config.seeds):
+                            episode = Episode(task, optimizer, budget, rate, seed, env.device)
+                            jobs += [Job(controller, episode, report=False) for controller in controllers]
+        best = tune(runs_frame(run_jobs(jobs, workers))).groupby(SETTING).reward_loss.min()
+        for (name, optimizer, budget), loss in best.items():
+            self._points.setdefault((name, optimizer), {})[int(budget)] = log_loss(float(loss))
 
     def log_loss(self, task: str, optimizer: str, budget: int) -> float:
         """Return the log loss of the best tuned schedule, NaN if none was measured."""
-        logs = self._logs.get((task, optimizer))
-        return float(np.interp(math.log(budget), np.log(self._budgets), logs)) if logs else math.nan
+        points = self._points.get((task, optimizer))
+        if not points:
+            return math.nan
+        return float(np.interp(math.log(budget), np.log(list(points)), list(points.values())))
 
 
 class _Watch(BaseCallback):
@@ -189,7 +188,8 @@ def train(
     single_thread()
     start = time.perf_counter()
     reference = ScheduleReference(tasks, config.env, config.baseline, config.workers)
-    decisions = math.ceil(config.env.budgets[1] / config.env.decision.interval(config.env.budgets[1]))
+    largest = [config.env.budgets_of(task)[1] for task in tasks]
+    decisions = max(math.ceil(budget / config.env.decision.interval(budget)) for budget in largest)
     venv = make_vec_env(list(tasks), config.env, config.agent.num_envs, config.workers, config.seed)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
@@ -200,9 +200,9 @@ def train(
     progress = watch.progress()
     training = {
         "tasks": ", ".join(task.name for task in tasks),
-        "optimizers": ", ".join(config.env.optimizers),
-        "budgets": f"{config.env.budgets[0]} to {config.env.budgets[1]} updates",
-        "initial rates": json.dumps({name: config.env.learning_rates[name] for name in config.env.optimizers}),
+        "optimizers": ", ".join(sorted({name for task in tasks for name in config.env.optimizers_of(task)})),
+        "budgets": ", ".join(sorted({"{} to {} updates".format(*config.env.budgets_of(task)) for task in tasks})),
+        "initial rates": json.dumps(_priors(tasks, config.env)),
         "episodes": watch.episodes,
         "episodes lost to divergence": watch.diverged,
         "seed": config.seed,
@@ -210,6 +210,15 @@ def train(
     }
     _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
     return export_policy(model, config.env, config.agent, training)
+
+
+def _priors(tasks: Sequence[Task], env: EnvConfig) -> dict[str, Any]:
+    """Range of initial rates by optimizer; by optimizer and task where tasks differ."""
+    priors: dict[str, Any] = {}
+    for name in sorted({name for task in tasks for name in env.optimizers_of(task)}):
+        ranges = {task.name: env.learning_rates_of(task, name) for task in tasks if name in env.optimizers_of(task)}
+        priors[name] = ranges if len(set(ranges.values())) > 1 else next(iter(ranges.values()))
+    return priors
 
 
 def _rounded(value: float) -> Any:

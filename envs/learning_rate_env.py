@@ -28,9 +28,10 @@ _LARGEST_LOSS = 1e6  # a loss beyond it, or NaN, counts as this much
 class EnvConfig:
     """What episodes are drawn from, and how they are rewarded.
 
-    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
-    :param budgets: smallest and largest budget T in updates; drawn log-uniformly
-    :param learning_rates: for each optimizer the prior of the initial rate (D_alpha): bounds of a log-uniform law
+    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`; None: each task's own
+    :param budgets: smallest and largest budget T in updates; drawn log-uniformly. None: each task's own
+    :param learning_rates: for each optimizer the prior of the initial rate (D_alpha): bounds of a log-uniform law;
+        each task's own range where there is none, or None
     :param decision: how actions become rates
     :param guard: when a run is taken back
     :param reward: ``log-loss`` (fall of the log of the loss on the reward split) or ``gns-paper`` (see
@@ -41,11 +42,9 @@ class EnvConfig:
     :param device: where to train
     """
 
-    optimizers: tuple[str, ...] = ("adam", "sgdm")
-    budgets: tuple[int, int] = (100, 400)
-    learning_rates: Mapping[str, tuple[float, float]] = field(
-        default_factory=lambda: {"adam": (1e-5, 1e-1), "adamw": (1e-5, 1e-1), "sgdm": (1e-4, 1.0)}
-    )
+    optimizers: tuple[str, ...] | None = ("adam", "sgdm")
+    budgets: tuple[int, int] | None = (100, 400)
+    learning_rates: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     reward: str = "log-loss"
@@ -55,24 +54,14 @@ class EnvConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in self.optimizers:
+        for name in (*(self.optimizers or ()), *self.learning_rates):
             if name not in OPTIMIZERS:
                 raise UnknownNameError("optimizer", name, OPTIMIZERS)
-            if name not in self.learning_rates:
-                raise InvalidSettingError(
-                    f"learning_rates has entries for {sorted(self.learning_rates)} and none for {name}; expected one "
-                    "for every optimizer."
-                )
-            low, high = self.learning_rates[name]
-            require_positive(f"the lowest initial learning rate of {name}", low)
-            require_positive(f"the highest initial learning rate of {name}", high)
-            if not self.decision.min_lr <= low <= high <= self.decision.max_lr:
-                raise InvalidSettingError(
-                    f"learning_rates of {name} are {(low, high)}; expected (lowest, highest) within [min_lr, max_lr] = "
-                    f"[{self.decision.min_lr:g}, {self.decision.max_lr:g}]."
-                )
-        if not self.optimizers:
-            raise InvalidSettingError("optimizers is empty; expected at least one.")
+        for name, bounds in self.learning_rates.items():
+            if bounds is not None:
+                self._check_range(name, bounds)
+        if self.optimizers is not None and not self.optimizers:
+            raise InvalidSettingError("optimizers is empty; expected at least one, or None for each task's own.")
         if self.reward not in REWARDS:
             raise UnknownNameError("reward", self.reward, REWARDS)
         if not 0.0 <= self.reward_probability <= 1.0:
@@ -81,10 +70,41 @@ class EnvConfig:
             raise InvalidSettingError(
                 f"divergence_penalty is {self.divergence_penalty}; expected a finite number >= 0."
             )
-        low, high = self.budgets
-        self.decision.interval(low)  # raises on a budget too small
-        if not low <= high:
-            raise InvalidSettingError(f"budgets is {self.budgets}; expected (smallest, largest).")
+        if self.budgets is not None:
+            low, high = self.budgets
+            self.decision.interval(low)  # raises on a budget too small
+            if not low <= high:
+                raise InvalidSettingError(f"budgets is {self.budgets}; expected (smallest, largest).")
+
+    def _check_range(self, optimizer: str, bounds: tuple[float, float]) -> None:
+        low, high = bounds
+        require_positive(f"the lowest initial learning rate of {optimizer}", low)
+        require_positive(f"the highest initial learning rate of {optimizer}", high)
+        if not self.decision.min_lr <= low <= high <= self.decision.max_lr:
+            raise InvalidSettingError(
+                f"learning_rates of {optimizer} are {(low, high)}; expected (lowest, highest) within [min_lr, max_lr] "
+                f"= [{self.decision.min_lr:g}, {self.decision.max_lr:g}]."
+            )
+
+    def optimizers_of(self, task: Task) -> tuple[str, ...]:
+        """Return the optimizers that episodes on a task draw from."""
+        return self.optimizers or (task.optimizer,)
+
+    def budgets_of(self, task: Task) -> tuple[int, int]:
+        """Return the smallest and largest budget of episodes on a task."""
+        return self.budgets or (task.updates(), task.updates())
+
+    def learning_rates_of(self, task: Task, optimizer: str) -> tuple[float, float]:
+        """Return the range that the initial rate of episodes on a task is drawn from.
+
+        :raises UnknownNameError: if neither the configuration nor the task has a range for this optimizer
+        :raises InvalidSettingError: if it does not lie within the decision's bounds
+        """
+        bounds = self.learning_rates.get(optimizer) or task.learning_rates.get(optimizer)
+        if bounds is None:
+            raise UnknownNameError(f"optimizer with learning_rates on task {task.name}", optimizer, task.learning_rates)
+        self._check_range(optimizer, bounds)
+        return bounds
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class Episode:
     budget: int
     learning_rate: float
     seed: int
+    device: str = "cpu"
 
 
 class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
@@ -127,6 +148,9 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self.tasks = [task if isinstance(task, Task) else get_task(task) for task in tasks]
         if not self.tasks:
             raise InvalidSettingError("tasks is empty; expected at least one task.")
+        for one in self.tasks:
+            for optimizer in self.config.optimizers_of(one):
+                self.config.learning_rates_of(one, optimizer)
         self._schema = get_schema(self.config.decision.features)
         self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
@@ -143,7 +167,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         graphs = []
         for task in self.tasks:
             if id(task) not in self._graphs:
-                run = TrainingRun(task, self.config.optimizers[0], 1e-3, seed=0, device=self.config.device)
+                run = TrainingRun(task, task.optimizer, 1e-3, seed=0, device=self.config.device)
                 self._graphs[id(task)] = layer_graph(run.model, run.compute_gradient())
             graphs.append(self._graphs[id(task)])
         return max(g.num_nodes for g in graphs), max(g.num_edges for g in graphs)
@@ -159,7 +183,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """
         super().reset(seed=seed)
         self.episode = episode = self._draw(options or {})
-        self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, self.config.device)
+        self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
         self.rollbacks, self.evaluations = 0, 0
         go_back = self.run.position()
         loss = self.run.compute_gradient()
@@ -230,10 +254,6 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         rng, config = self.np_random, self.config
         # Every draw is made whatever the options say, so that setting one leaves the others as they were.
         task = self.tasks[int(rng.integers(len(self.tasks)))]
-        optimizer = config.optimizers[int(rng.integers(len(config.optimizers)))]
-        budget = round(_log_uniform(rng, *config.budgets))
-        position, seed = rng.random(), int(rng.integers(2**31))
-        optimizer = options.get("optimizer", optimizer)
         if "task" in options:
             wanted = options["task"]
             found = [one for one in self.tasks if one is wanted or one.name == wanted]
@@ -241,21 +261,28 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
                 names = [one.name for one in self.tasks]
                 raise UnknownNameError("task of this environment", getattr(wanted, "name", wanted), names)
             task = found[0]
-        if optimizer not in config.learning_rates:
-            raise UnknownNameError("optimizer of this environment", optimizer, config.learning_rates)
-        low, high = config.learning_rates[optimizer]
+        optimizers = config.optimizers_of(task)
+        optimizer = optimizers[int(rng.integers(len(optimizers)))]
+        budget = round(_log_uniform(rng, *config.budgets_of(task)))
+        position, seed = rng.random(), int(rng.integers(2**31))
+        optimizer = options.get("optimizer", optimizer)
+        if optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+        low, high = config.learning_rates_of(task, optimizer)
         return Episode(
             task=task,
             optimizer=optimizer,
             budget=options.get("budget", budget),
             learning_rate=options.get("learning_rate", low * (high / low) ** position),
             seed=options.get("seed", seed),
+            device=config.device,
         )
 
     def _evaluate(self) -> tuple[float, float]:
-        loss, metric = self.run.evaluate_reward_split()
+        figures = self.run.evaluate_reward_split()
         self.evaluations += 1
-        return min(loss, _LARGEST_LOSS) if not math.isnan(loss) else _LARGEST_LOSS, metric
+        loss = min(figures.loss, _LARGEST_LOSS) if not math.isnan(figures.loss) else _LARGEST_LOSS
+        return loss, figures.metric
 
     def _reward(self, always: bool) -> float:
         drawn = self.np_random.random() < self.config.reward_probability

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,31 @@ from torch import Tensor, nn
 from envs.tasks.base import Split, Task
 from gns.errors import UnknownNameError, require_positive
 
-OptimizerFactory = Callable[[Iterator[nn.Parameter], float], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
+_MEGA_BATCH = 50  # batches whose examples are sorted by length together, as the HF Trainer does
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgdm": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True),
 }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an evaluation found.
+
+    :param loss: mean loss over the examples
+    :param metrics: the task's metrics by name, the first of them its metric
+    """
+
+    loss: float
+    metrics: dict[str, float]
+
+    @property
+    def metric(self) -> float:
+        """The task's metric."""
+        return next(iter(self.metrics.values()))
 
 
 class TrainingRun:
@@ -43,37 +62,45 @@ class TrainingRun:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         require_positive("learning_rate", learning_rate)
         self.task, self.device = task, torch.device(device)
-        data = task.load_training_data()
+        data = task.training_data()
         self._train, self._reward = data.train.to(self.device), data.reward.to(self.device)
         seed = int(seed)
         self._random_state = _seeded_random_state(seed, self.device)
         with self._own_random_numbers():
-            self.model = task.build_model(**task.model).to(self.device).train()
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), learning_rate)
+            self.model = task.new_model().to(self.device).train()
+        self.optimizer = OPTIMIZERS[optimizer](task.parameter_groups(self.model), learning_rate)
         self._order_generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)
         self._cursor = 0
         self.loss: Tensor  # of the batch whose gradient is pending
 
     def compute_gradient(self) -> Tensor:
-        """Draw the next batch and compute its gradient, which is then pending.
+        """Draw the next batch and compute its gradient, clipped if the task says so, which is then pending.
 
-        :return: the batch's loss, a scalar tensor, also kept in ``loss``
+        :return: the batch's mean loss, a scalar tensor, also kept in ``loss``
         """
+        task = self.task
         with self._own_random_numbers():
             rows = self._next_rows()
             self.optimizer.zero_grad()
-            outputs = self.model(self.task.prepare(self._train.inputs[rows], True))
-            self.loss = self.task.loss(outputs, self._train.targets[rows])
-            self.loss.backward()
+            losses = []
+            for part in rows.chunk(task.accumulation):
+                inputs, targets = self._train.batch(part)
+                with autocast(task, self.device):
+                    loss = task.loss(self.model(task.prepare(inputs, True)), targets)
+                losses.append(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
+                losses[-1].backward()
+            self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            if task.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), task.clip_norm)
         return self.loss
 
     def apply_update(self) -> None:
         """Apply the pending gradient."""
         self.optimizer.step()
 
-    def evaluate_reward_split(self) -> tuple[float, float]:
-        """Return loss and metric on the reward split."""
+    def evaluate_reward_split(self) -> Figures:
+        """Return loss and metrics on the reward split."""
         return evaluate_split(self.model, self.task, self._reward)
 
     def position(self) -> Callable[[], None]:
@@ -98,7 +125,9 @@ class TrainingRun:
         """Rows of the next batch: each pass over the data in a new order, an incomplete last batch left out."""
         size = min(self.task.batch_size, len(self._train))
         if self._cursor + size > len(self._order):
-            self._order = torch.randperm(len(self._train), generator=self._order_generator).to(self.device)
+            self._order = torch.randperm(len(self._train), generator=self._order_generator)
+            if self._train.lengths is not None:
+                self._order = group_by_length(self._order, self._train.lengths, size, self._order_generator)
             self._cursor = 0
         rows = self._order[self._cursor : self._cursor + size]
         self._cursor += size
@@ -115,19 +144,56 @@ class TrainingRun:
             _set_random_state(outside, self.device)
 
 
-@torch.no_grad()
-def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int = 1024) -> tuple[float, float]:
-    """Return mean loss and metric of a model on a split, in evaluation mode; every module's mode is put back.
+def group_by_length(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Reorder rows so that batches hold examples of similar length, and so need little padding.
 
-    :param chunk: examples a forward pass
+    As the HF Trainer's ``group_by_length``: rows are sorted within stretches of 50 batches of a random order. Unlike
+    there, the batches of a stretch are then shuffled, so that losses do not drift with length.
+
+    :param order: random order of all rows, int64 (N,)
+    :param lengths: length of each row, (N,)
+    :param size: batch size; rows beyond the last whole batch are left out
+    :return: int64 (N // size * size,)
+    """
+    batches = []
+    for stretch in order[: len(order) // size * size].split(_MEGA_BATCH * size):
+        sorted_rows = stretch[lengths[stretch].argsort(descending=True, stable=True)].reshape(-1, size)
+        batches.append(sorted_rows[torch.randperm(len(sorted_rows), generator=generator)])
+    return torch.cat(batches).flatten()
+
+
+def autocast(task: Task, device: torch.device) -> torch.autocast:
+    """Return the context that forward passes of a task run under; it does nothing at precision ``float32``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=task.precision == "bfloat16")
+
+
+@torch.no_grad()
+def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None = None) -> Figures:
+    """Return mean loss and metrics of a model on a split, in evaluation mode; every module's mode is put back.
+
+    :param chunk: examples a forward pass; None: what the task says
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    outputs = [model(task.prepare(split.inputs[i : i + chunk], False)) for i in range(0, len(split), chunk)]
+    rows = torch.arange(len(split)) if split.lengths is None else split.lengths.argsort(stable=True)
+    collected, losses = [], []
+    for part in rows.split(chunk or task.evaluation_batch_size):
+        inputs, targets = split.batch(part)
+        with autocast(task, split.inputs.device):
+            outputs = model(task.prepare(inputs, False))
+            loss = task.loss(outputs, targets)
+        losses.append(loss.double() * (len(part) / len(rows)))
+        collected.append(task.collect(outputs))
     for module, training in modes:
         module.training = training
-    joined: Any = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return float(task.loss(joined, split.targets)), task.metric(joined, split.targets)
+    joined: Any = collected[0] if len(collected) == 1 else torch.cat(collected)
+    if split.lengths is not None:
+        joined = joined[rows.argsort().to(joined.device)]
+    if joined.dtype == torch.bfloat16:
+        joined = joined.float()
+    return Figures(
+        float(torch.stack(losses).sum()), {name: metric(joined, split) for name, metric in task.metrics.items()}
+    )
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -30,14 +30,14 @@ def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float) -> 
 
 def batches(task: Task, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Each pass over the training split in a new order, the incomplete last batch left out."""
-    train = task.load_training_data().train
+    train = task.training_data().train
     size = min(task.batch_size, len(train))
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(train), generator=generator)
         for start in range(0, len(order) - size + 1, size):
             rows = order[start : start + size]
-            yield train.inputs[rows], train.targets[rows]
+            yield task.prepare(train.inputs[rows], True), train.targets[rows]
 
 
 def plain_run(
@@ -54,7 +54,7 @@ def plain_run(
     """
     outside = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = task.build_model(**task.model)
+    model = task.new_model()
     run = PlainRun(model, make_optimizer(optimizer, model.parameters(), learning_rate))
     stream = batches(task, seed)
     for t in range(updates):
@@ -92,4 +92,5 @@ def small_task(kind: str = "plain", **changes: object) -> Task:
     """A small network of one of :data:`MODELS` on digits; in no registry."""
     digits = get_task("digits_mlp")
     settings = {"name": f"test_{kind}", "load_training_data": digits.load_training_data, "build_model": MODELS[kind]}
+    settings["budget"] = 300
     return Task(**{**settings, **changes})

@@ -47,7 +47,8 @@ def test_training_then_evaluating_leaves_what_the_readme_says(here, compose, cap
     events = list((folder / "tensorboard").rglob("events*"))
     assert events and events[0].stat().st_size > 500
 
-    small = ["seeds=2", "workers=0", "budgets=[30]", "widen=0", "grids.adam.count=2", "initial_rates.adam.count=2"]
+    small = ["seeds=2", "workers=0", "budgets=[30]", "widen=0"]
+    small += ["grids.adam={lowest: 1e-4, count: 2}", "initial_rates.adam={lowest: 1e-5, highest: 0.1, count: 2}"]
     evaluate.run(compose("evaluate", "name=x", "controller=[rex,cosine,policy]", *small))
     results = pd.read_csv(folder / "results.csv")
     assert list(results.columns) == COLUMNS and len(results) == 2 * 2 * 2 + 2 * 2
@@ -108,7 +109,7 @@ def test_bad_training_settings_are_refused_before_any_work(here, compose, overri
         (["controller=[rex]", "seeds=0"], InvalidSettingError, "seeds"),
         (["controller=[rex]", "budgets=[-5]"], InvalidSettingError, "budget"),
         (["controller=[rex]", "optimizers=[adm]"], UnknownNameError, "adam"),
-        (["controller=[rex]", "grids.adam.lowest=0"], InvalidSettingError, "lowest"),
+        (["controller=[rex]", "grids.adam={lowest: 0, count: 2}"], InvalidSettingError, "lowest"),
         (["controller=[rex]", "controller.rex.profile=rx"], UnknownNameError, "rex"),
     ],
 )

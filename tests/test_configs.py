@@ -3,7 +3,7 @@
 import pytest
 
 from agents.command import plain
-from agents.controllers import make_controller
+from agents.controllers import ScheduleController, make_controller
 from agents.evaluation import EvaluationConfig
 from agents.settings import build
 from agents.training import TrainConfig
@@ -68,8 +68,7 @@ def test_features_of_environment_and_network_must_agree(compose):
 def test_the_evaluation_config_builds(compose):
     content = plain(compose("evaluate", "policy=somewhere"))
     settings = build(EvaluationConfig, {k: v for k, v in content.items() if k not in _OUTSIDE_PROTOCOL})
-    rates = settings.grids["adam"].rates()
-    assert rates[1] / rates[0] == pytest.approx(3.0)
-    assert settings.initial_rates["adam"].rates()[0] == pytest.approx(1e-5)
-    assert settings.initial_rates["adam"].rates()[-1] == pytest.approx(1e-1)
+    task = get_task("digits_mlp")
+    rates = settings.rates_of(ScheduleController("rex", "rex"), task, "adam")
+    assert len(rates) == 8 and rates[0] == pytest.approx(1e-4) and rates[1] / rates[0] == pytest.approx(3.0)
     assert content["controller"]["policy"]["policy"] == "somewhere"

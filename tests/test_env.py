@@ -210,7 +210,7 @@ def test_options_fix_what_they_name_and_nothing_else(options, seed):
         assert getattr(episode, key) == given.get(key, getattr(drawn, key))
 
     def position(of) -> float:
-        low, high = SHORT.learning_rates[of.optimizer]
+        low, high = SHORT.learning_rates_of(of.task, of.optimizer)
         return math.log(of.learning_rate / low) / math.log(high / low)
 
     if "learning_rate" in options:
@@ -237,7 +237,8 @@ def test_info_says_what_is_trained():
     assert info | {"task": "digits_mlp", "optimizer": "sgdm", "budget": 12, "initial_lr": 0.02} == info
     assert (info["update"], info["rollbacks"], info["diverged"]) == (12, 0, False)
     assert [entry[-1]["update"] for entry in seen] == [0, 3, 6, 9, 12]
-    loss, metric = env.run.evaluate_reward_split()
+    figures = env.run.evaluate_reward_split()
+    loss, metric = figures.loss, figures.metric
     assert (info["reward_loss"], info["reward_metric"]) == (loss, metric)
 
 
@@ -346,7 +347,7 @@ def test_an_action_that_is_no_number_is_refused(action):
 
 
 def reward_split_loss(model: nn.Module) -> float:
-    reward = small_task().load_training_data().reward
+    reward = small_task().training_data().reward
     with torch.no_grad():
         return nn.functional.cross_entropy(model.eval()(reward.inputs), reward.targets).item()
 
@@ -396,10 +397,10 @@ def test_the_papers_reward_is_the_gain_of_the_squared_metric(threshold):
     config = replace(SHORT, reward="gns-paper", reward_probability=1.0, paper_threshold=threshold, decision=decision)
     env = LearningRateEnv([small_task()], config)
     env.reset(seed=0, options={"optimizer": "adam", "learning_rate": 0.003, "budget": 30})
-    before, metrics = env.run.evaluate_reward_split()[1], []
+    before, metrics = env.run.evaluate_reward_split().metric, []
     for action in actions(0, 5):
         _, reward, _, _, _ = env.step(action)
-        now = env.run.evaluate_reward_split()[1]
+        now = env.run.evaluate_reward_split().metric
         metrics.append(now)
         assert reward == pytest.approx(10 * (now**2 - before**2) * (10 if now > threshold else 1))
         before = now
@@ -452,7 +453,7 @@ def test_options_that_cannot_be_are_refused_and_the_environment_goes_on(options,
         ({"learning_rates": {"adam": (0.0, 0.1), "sgdm": (0.1, 1.0)}}, InvalidSettingError, "rate of adam is 0"),
         ({"learning_rates": {"adam": (0.1, 0.01), "sgdm": (0.1, 1.0)}}, InvalidSettingError, "learning_rates of adam"),
         ({"learning_rates": {"adam": (0.1, math.inf), "sgdm": (0.1, 1.0)}}, InvalidSettingError, "adam"),
-        ({"learning_rates": {"adam": (0.1, 1.0)}}, InvalidSettingError, "sgdm"),
+        ({"learning_rates": {"adma": (0.1, 1.0)}}, UnknownNameError, "optimizer 'adma'.*Did you mean 'adam'"),
     ],
     ids=str,
 )

@@ -202,9 +202,9 @@ def test_a_divergence_in_the_last_interval_is_undone_before_the_end():
 def test_rewards_telescope_over_a_rollback():
     env = make_env(misbehaving({6}), reward_probability=0.3)
     begin(env)
-    before = env.run.evaluate_reward_split()[0]
+    before = env.run.evaluate_reward_split().loss
     total = sum(step[1] for step in play(env))
-    after = env.run.evaluate_reward_split()[0]
+    after = env.run.evaluate_reward_split().loss
     assert total == pytest.approx(math.log(before) - math.log(after), abs=1e-6)
 
 
@@ -216,14 +216,14 @@ def test_rewards_telescope_over_a_rollback():
 def test_more_rollbacks_than_allowed_end_the_episode(allowed, penalty):
     env = make_env(misbehaving(range(6, 100)), GuardConfig(max_rollbacks=allowed), divergence_penalty=penalty)
     begin(env)
-    before = env.run.evaluate_reward_split()[0]
+    before = env.run.evaluate_reward_split().loss
     steps = play(env)
     assert [step[2] for step in steps] == [False] * (allowed + 1) + [True]
     assert not any(step[3] for step in steps)
     info = steps[-1][4]
     assert (info["diverged"], info["rollbacks"], info["update"]) == (True, allowed + 1, 4 * (allowed + 2))
     assert steps[-1][1] == -penalty  # the run is back where it was evaluated last
-    after = env.run.evaluate_reward_split()[0]
+    after = env.run.evaluate_reward_split().loss
     assert sum(step[1] for step in steps) == pytest.approx(math.log(before) - math.log(after) - penalty, abs=1e-6)
     assert steps[-1][0] in env.observation_space
 

@@ -38,7 +38,9 @@ def frame(losses: dict[str, dict[float, list[float]]], test: dict[str, dict[floa
             "seed": seed,
             "reward_loss": loss,
             "test_loss": (test or losses)[name][rate][seed],
+            "metric": "accuracy",
             "test_metric": 0.5,
+            "test_metrics": '{"accuracy": 0.5}',
             "updates": 10,
             "evaluations": 1,
             "seconds": 0.1,
@@ -111,7 +113,7 @@ def test_settings_outside_their_domain_are_refused():
     with pytest.raises(InvalidSettingError, match="budget"):
         EvaluationConfig(budgets=(0,), grids=grid, initial_rates=rates)
     with pytest.raises(UnknownNameError, match="sgdm"):
-        EvaluationConfig(optimizers=("sgdm",), grids=grid, initial_rates=rates)
+        EvaluationConfig(optimizers=("sgd",), grids=grid, initial_rates=rates)
 
 
 @pytest.fixture(scope="module")

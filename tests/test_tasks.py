@@ -18,8 +18,9 @@ every_task = pytest.mark.parametrize("name", known_tasks())
 
 @lru_cache
 def splits(name: str) -> dict[str, Split]:
-    data = conformance_task(name).load_training_data()
-    return {"train": data.train, "reward": data.reward, "test": load_test_split(name)}
+    task = conformance_task(name)
+    data = task.training_data()
+    return {"train": data.train, "reward": data.reward, "test": load_test_split(task)}
 
 
 def contents(split: Split) -> list[bytes]:
@@ -33,6 +34,7 @@ def untouched_digits(**changes: object) -> Task:
         "load_training_data": digits.load_training_data,
         "build_model": digits.build_model,
         "model": digits.model,
+        "budget": 300,
     }
     return Task(**{**fields, **changes})
 
@@ -69,11 +71,11 @@ def test_no_split_repeats_an_example(name):
 
 @every_task
 def test_data_are_the_same_at_every_call(name):
-    load = conformance_task(name).load_training_data
-    before, test = load(), load_test_split(name)
-    if hasattr(load, "cache_clear"):
-        load.cache_clear()  # made anew, not merely remembered
-    again = load()
+    task = conformance_task(name)
+    before, test = task.training_data(), load_test_split(task)
+    if hasattr(task.load_training_data, "cache_clear"):
+        task.load_training_data.cache_clear()  # made anew, not merely remembered
+    again = task.training_data()
     for old, new in ((before.train, again.train), (before.reward, again.reward), (test, splits(name)["test"])):
         assert torch.equal(old.inputs, new.inputs)
         assert torch.equal(old.targets, new.targets)
@@ -117,7 +119,7 @@ def test_generating_mnist1d_leaves_global_random_numbers_alone(load):
 def test_a_small_step_down_the_gradient_lowers_the_loss(name):
     task = conformance_task(name)
     torch.manual_seed(0)
-    model = task.build_model(**task.model)
+    model = task.new_model()
     train = splits(name)["train"]
     inputs, targets = task.prepare(train.inputs[: task.batch_size], False), train.targets[: task.batch_size]
     loss = task.loss(model(inputs), targets)
@@ -134,7 +136,7 @@ def test_model_is_a_function_of_torchs_random_numbers(name):
 
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return torch.cat([p.detach().flatten() for p in task.build_model(**task.model).parameters()])
+        return torch.cat([p.detach().flatten() for p in task.new_model().parameters()])
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
@@ -146,7 +148,8 @@ def test_metric_tells_a_perfect_answer_from_a_wrong_one(name):
     classes = int(targets.max()) + 1
     perfect = torch.nn.functional.one_hot(targets, classes).float()
     wrong = torch.nn.functional.one_hot((targets + 1) % classes, classes).float()
-    assert (task.metric(perfect, targets) > task.metric(wrong, targets)) == task.higher_is_better
+    metric, reward = task.metrics[task.metric_name], splits(name)["reward"]
+    assert (metric(perfect, reward) > metric(wrong, reward)) == task.higher_is_better
     assert task.loss(10 * perfect, targets) < task.loss(10 * wrong, targets)
     assert task.metric_name
 
@@ -155,7 +158,7 @@ def test_metric_tells_a_perfect_answer_from_a_wrong_one(name):
 def test_loss_is_a_mean_over_examples(name):
     task, reward = conformance_task(name), splits(name)["reward"]
     torch.manual_seed(0)
-    outputs = task.build_model(**task.model)(task.prepare(reward.inputs[:10], False)).detach()
+    outputs = task.new_model()(task.prepare(reward.inputs[:10], False)).detach()
     each = [float(task.loss(outputs[i : i + 1], reward.targets[i : i + 1])) for i in range(10)]
     assert float(task.loss(outputs, reward.targets[:10])) == pytest.approx(np.mean(each), rel=1e-5)
 
@@ -168,7 +171,7 @@ def test_settings_may_be_overridden_and_the_registered_task_stays(name):
     registered = get_task(name)
     changed = get_task(name, batch_size=7, budget=11)
     assert (changed.batch_size, changed.budget) == (7, 11)
-    assert changed.settings() == {**registered.settings(), "batch_size": 7, "budget": 11}
+    assert changed.settings() == {**registered.settings(), "batch_size": 7, "budget": 11, "epochs": None}
     assert get_task(name).settings() == registered.settings()
 
 

@@ -14,7 +14,7 @@ from conformance import conformance_task
 
 import envs
 import gns
-from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, known_tasks
+from envs import EnvConfig, LearningRateEnv, PadGraph, known_tasks
 from envs.tasks import Split, base
 from envs.tasks.report import load_test_split
 from gns import DecisionConfig
@@ -26,7 +26,7 @@ _MOST_OBJECTS = 500_000
 
 @lru_cache
 def held_out(name: str) -> Split:
-    return load_test_split(name)
+    return load_test_split(conformance_task(name))
 
 
 def play(env: LearningRateEnv, seed: int) -> dict:
@@ -129,7 +129,7 @@ def test_no_test_example_can_be_reached_from_an_environment(name):
     play(env, seed=2)
     env.reset(seed=3)
     things = reachable(PadGraph(env))
-    data = get_task(name).load_training_data()
+    data = conformance_task(name).training_data()
     assert examples_found(things, data.train) == len(data.train)  # the walk does see what is there
     assert examples_found(things, data.reward) == len(data.reward)
     assert examples_found(things, held_out(name)) == 0
@@ -179,7 +179,7 @@ def test_the_model_is_shown_the_training_and_the_reward_split_only(name):
     env.graph_limits()
     play(env, seed=4)
     assert len(given) == len(taken) and all(a is b for a, b in zip(given, taken, strict=True))
-    data = task.load_training_data()
+    data = task.training_data()
     train, reward, test = (
         {x.numpy().tobytes() for x in split.inputs} for split in (data.train, data.reward, held_out(name))
     )

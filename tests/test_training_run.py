@@ -195,21 +195,22 @@ def test_evaluation_is_the_mean_over_the_reward_split_and_disturbs_nothing():
     for _ in range(10):
         train(quiet, 1)
         train(watched, 1)
-        loss, metric = watched.evaluate_reward_split()
+        figures = watched.evaluate_reward_split()
     assert same_state(quiet.model, watched.model)
-    reward, model = task.load_training_data().reward, quiet.model.eval()
+    reward, model = task.training_data().reward, quiet.model.eval()
     with torch.no_grad():
         outputs = model(reward.inputs)
-    assert loss == pytest.approx(nn.functional.cross_entropy(outputs, reward.targets).item(), rel=1e-6)
-    assert metric == pytest.approx((outputs.argmax(1) == reward.targets).double().mean().item())
-    assert watched.model.training and loss != pytest.approx(math.log(10), rel=0.05)
+    assert figures.loss == pytest.approx(nn.functional.cross_entropy(outputs, reward.targets).item(), rel=1e-6)
+    assert figures.metric == pytest.approx((outputs.argmax(1) == reward.targets).double().mean().item())
+    assert watched.model.training and figures.loss != pytest.approx(math.log(10), rel=0.05)
 
 
 def test_evaluation_in_chunks_is_evaluation_at_once():
     task = small_task()
     run = TrainingRun(task, "adam", 1e-2, seed=4)
-    reward = task.load_training_data().reward
-    assert evaluate_split(run.model, task, reward, chunk=7) == pytest.approx(evaluate_split(run.model, task, reward))
+    reward = task.training_data().reward
+    chunked, whole = (evaluate_split(run.model, task, reward, chunk) for chunk in (7, None))
+    assert chunked.loss == pytest.approx(whole.loss) and chunked.metrics == whole.metrics == {"accuracy": whole.metric}
 
 
 def test_evaluation_puts_back_the_mode_of_every_module():

@@ -35,6 +35,7 @@ class PolicyController:
             decision=policy.config.decision,
             guard=self._guard,
             reward_probability=0.0,
+            device=episode.device,
         )
         watch = Stopwatch()
         env = LearningRateEnv([episode.task], config)

@@ -31,7 +31,7 @@ class ScheduleController:
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run; nothing watches over it, and a run that diverges stays diverged."""
         watch = Stopwatch()
-        run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed)
+        run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
         profile = get_profile(self.profile)
         rates = []
         for update in range(episode.budget):
@@ -44,7 +44,7 @@ class ScheduleController:
             run.compute_gradient()
             run.apply_update()
         seconds = watch.seconds()
-        loss, _ = run.evaluate_reward_split()
+        loss = run.evaluate_reward_split().loss
         return TrainedRun(run.model, loss, episode.budget, 1, 0, seconds, rates)
 
 

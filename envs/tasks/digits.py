@@ -50,6 +50,7 @@ DIGITS_MLP = register_task(
         load_training_data=_training_data,
         build_model=mlp,
         model={"inputs": 64, "hidden": [64, 32], "classes": 10},
+        budget=300,
     ),
     _test_split,
 )
@@ -59,6 +60,7 @@ DIGITS_CNN = register_task(
         load_training_data=_training_data,
         build_model=cnn_2d,
         model={"channels": [16, 32], "size": 8, "classes": 10},
+        budget=300,
     ),
     _test_split,
 )
