@@ -1,45 +1,58 @@
-"""Compare controllers: ``python evaluate.py [name=... task=[...] controller=[...] policy=... seeds=...]``."""
+"""Compare controllers: ``python evaluate.py [name=... task=[...] controller=[...] policy=[...] seeds=...]``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from agents.command import launch, plain
-from agents.controllers import make_controller
+from agents.command import launch, plain, use_data_root
+from agents.controllers import PolicyController, make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate, hindsight
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
 from agents.settings import build
 from agents.training import versions
+from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root")
 
 
 def run(config: DictConfig) -> Evaluation:
     """Evaluate as the configuration says, print the comparison and write it under outputs/NAME."""
     content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
+    use_data_root(content["data_root"])
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
-    controllers = [make_controller(name, about) for name, about in content["controller"].items()]
+    controllers = make_controllers(content["controller"])
+    trained_on = {item.name: item.trained_on for item in controllers if isinstance(item, PolicyController)}
     folder = prepare_folder(Path("outputs") / config.name)
     console = Console()
     console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
     with ProgressBar("evaluating", "training runs", console) as bar:
         evaluation = evaluate(controllers, tasks, settings, bar.update)
-    lines = compare(evaluation)
-    written = write_results(folder, evaluation, lines, {"config": content, "versions": dict(versions())})
+    lines, cells = compare(evaluation), transfer(evaluation, trained_on)
+    about = {"transfer": [asdict(cell) for cell in cells], "config": content, "versions": dict(versions())}
+    written = write_results(folder, evaluation, lines, about)
+    if cells:
+        written += write_transfer(folder, cells)
     for table in tables(lines):
         console.print(table)
     console.print("lr: initial rate (schedules: tuned on the reward split; all: mean over a policy's initial rates).")
     console.print("vs best: test loss over the best tuned schedule's. runs: training runs that one result costs.")
-    for item in hindsight(evaluation):
+    if cells and (len(trained_on) > 1 or len(tasks) > 1):
+        for table in transfer_tables(cells):
+            console.print(table)
+        console.print(LEGEND, highlight=False)
+    chosen = hindsight(evaluation)
+    for item in chosen:
+        where = f" on {item.task}, {item.optimizer}, {item.budget} updates," if len(chosen) > 1 else ""
         console.print(
-            f"Picked on the test split itself, which nobody may: {item.controller} from {item.initial_lr:.2g} has "
-            f"test loss {item.test_loss:.4f}.",
+            f"Picked on the test split itself, which nobody may:{where} {item.controller} from {item.initial_lr:.2g} "
+            f"has test loss {item.test_loss:.4f}.",
             highlight=False,
         )
     for path in written:

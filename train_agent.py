@@ -8,19 +8,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from agents.command import launch, plain
+from agents.command import launch, plain, use_data_root
 from agents.progress import ProgressBar
 from agents.report import prepare_folder
 from agents.settings import build
 from agents.training import Progress, TrainConfig, train, versions
 from envs.tasks import get_task
 
-_OUTSIDE_TRAINING = ("name", "task", "tracker")
+_OUTSIDE_TRAINING = ("name", "task", "tracker", "data_root")
 
 
 def run(config: DictConfig) -> Path:
     """Train as the configuration says and return the policy's folder."""
     settings = build(TrainConfig, {key: value for key, value in plain(config).items() if key not in _OUTSIDE_TRAINING})
+    use_data_root(config.data_root)
     tasks = [get_task(name, **changes) for name, changes in plain(config)["task"].items()]
     folder = prepare_folder(Path("outputs") / config.name)
     console = Console()

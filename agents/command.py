@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from agents.settings import CONFIG_FOLDER, check_choices
-from gns.errors import GNSError
+from envs.tasks.hub import DATA_ROOT
+from gns.errors import GNSError, InvalidSettingError
 
 
 def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
@@ -37,3 +39,17 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain dictionaries, references resolved."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def use_data_root(folder: str | None) -> None:
+    """Read data sets from a folder that holds them by Hub id, in this process and in the workers it starts from now on.
+
+    :param folder: the folder; None: what the environment variable ``GNS_DATA_ROOT`` says
+    :raises InvalidSettingError: if it is no folder
+    """
+    if folder is None:
+        return
+    path = os.path.abspath(os.path.expanduser(str(folder)))
+    if not os.path.isdir(path):
+        raise InvalidSettingError(f"data_root is {folder!r}; expected a folder of data sets by Hub id, or null.")
+    os.environ[DATA_ROOT] = path

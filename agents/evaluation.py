@@ -128,11 +128,15 @@ class EvaluationConfig:
 
 @dataclass
 class Evaluation:
-    """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows."""
+    """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows.
+
+    ``higher_is_better`` gives the direction of each task's metric.
+    """
 
     runs: pd.DataFrame
     tuned: pd.DataFrame
     paths: list[list[tuple[float, float]]]
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
 
 
 def evaluate(
@@ -180,7 +184,9 @@ def evaluate(
             break
     runs = runs_frame(rows)
     names = [controller.name for controller in controllers if controller.tuned]
-    return Evaluation(runs, tune(runs[runs.controller.isin(names)]), [row["path"] for row in rows])
+    tuned = tune(runs[runs.controller.isin(names)])
+    directions = {task.name: task.higher_is_better for task in tasks}
+    return Evaluation(runs, tuned, [row["path"] for row in rows], directions)
 
 
 def tune(runs: pd.DataFrame) -> pd.DataFrame:
@@ -274,7 +280,7 @@ def compare(evaluation: Evaluation) -> list[Line]:
                     high=high,
                     deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
                     metric=str(part.metric.iloc[0]),
-                    test_metric=float(part.test_metric.mean()),
+                    test_metric=float(part.test_metric.mean(skipna=False)),
                     metrics=mean_metrics(part),
                     ratio=float(part.test_loss.mean() / best),
                     runs=cost,
@@ -285,10 +291,9 @@ def compare(evaluation: Evaluation) -> list[Line]:
 
 
 def mean_metrics(runs: pd.DataFrame) -> dict[str, float]:
-    """Return the mean of every test metric over runs of one task."""
-    return {
-        str(name): float(mean) for name, mean in pd.DataFrame(list(runs.test_metrics.map(json.loads))).mean().items()
-    }
+    """Return the mean of every test metric over runs of one task; NaN where a diverged run has none."""
+    means = pd.DataFrame(list(runs.test_metrics.map(json.loads))).mean(skipna=False)
+    return {str(name): float(mean) for name, mean in means.items()}
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,10 @@ def _plots(folder: Path, evaluation: Evaluation, lines: list[Line]) -> list[Path
 def _draw_error_against_initial_rate(
     path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluation, lines: list[Line]
 ) -> None:
-    """Final test loss and error against the initial rate (the REX paper's Figure 3): mean and deviation over seeds."""
+    """Final test loss and metric against the initial rate (the REX paper's Figure 3): mean and deviation over seeds.
+
+    Accuracies are drawn as errors, on a logarithmic axis.
+    """
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -144,7 +147,10 @@ def _draw_error_against_initial_rate(
     policies = [name for name in runs.controller.unique() if name not in tuned]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     best = min((line.test_loss for line in lines if line.controller in tuned), default=math.nan)
-    for axis, value, label in ((axes[0], runs.test_loss, "test loss"), (axes[1], 1 - runs.test_metric, "test error")):
+    metric = str(runs.metric.iloc[0])
+    as_error = metric.startswith("accuracy")
+    figures = (runs.test_metric, metric) if not as_error else (1 - runs.test_metric, "test error")
+    for axis, (value, label) in zip(axes, ((runs.test_loss, "test loss"), figures), strict=True):
         table = runs.assign(value=value)
         for number, (name, own) in enumerate(table.groupby("controller", sort=False)):
             stats = own.groupby("initial_lr").value.agg(["mean", "std"])
@@ -164,11 +170,13 @@ def _draw_error_against_initial_rate(
                 capsize=2,
                 zorder=5 if policy else 2,
             )
-        axis.set(xscale="log", yscale="log", xlabel="initial learning rate (one-cycle: peak)", ylabel=label)
+        axis.set(xscale="log", xlabel="initial learning rate (one-cycle: peak)", ylabel=label)
         axis.grid(alpha=0.3)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        if axis is axes[0] or as_error:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].axhline(best, color="grey", linestyle=":", linewidth=1.2, label="best tuned schedule")
     shown = [loss for loss in (best, *(line.test_loss for line in lines)) if 0 < loss < math.inf]
     if shown:

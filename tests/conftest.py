@@ -23,8 +23,10 @@ settings.load_profile("repeatable")
 def hub() -> Path:
     """The made-up data root, see :mod:`conformance`."""
     from conformance import make_hub
+    from text_hub import make_text_hub
 
     make_hub(Path(os.environ["GNS_DATA_ROOT"]))
+    make_text_hub(Path(os.environ["GNS_DATA_ROOT"]))
     return Path(os.environ["GNS_DATA_ROOT"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import evaluate
 import train_agent
+from agents.command import use_data_root
 from agents.evaluation import COLUMNS
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, PolicyFormatError, UnknownNameError
@@ -26,6 +27,7 @@ SMALL = [
     "baseline.rates=2",
     "baseline.seeds=1",
 ]
+ONE_RATE = ["grids.adam={lowest: 1e-3, count: 1}", "widen=0", "seeds=2"]
 
 
 @pytest.fixture
@@ -106,6 +108,11 @@ def test_bad_training_settings_are_refused_before_any_work(here, compose, overri
     "overrides,error,words",
     [
         ([], PolicyFormatError, "outputs/x/policy"),
+        (["policy=[outputs/a/policy,outputs/b/policy]"], PolicyFormatError, "outputs/a/policy"),
+        (["policy={a: outputs/a/policy}"], PolicyFormatError, "outputs/a/policy"),
+        (["policy=[]"], InvalidSettingError, "policy of controller policy"),
+        (["policy=null"], InvalidSettingError, "policy of controller policy"),
+        (["policy=[3]"], InvalidSettingError, "policy of controller policy"),
         (["controller=[rex]", "seeds=0"], InvalidSettingError, "seeds"),
         (["controller=[rex]", "budgets=[-5]"], InvalidSettingError, "budget"),
         (["controller=[rex]", "optimizers=[adm]"], UnknownNameError, "adam"),
@@ -116,6 +123,51 @@ def test_bad_training_settings_are_refused_before_any_work(here, compose, overri
 def test_bad_evaluation_settings_are_refused_before_any_work(here, compose, overrides, error, words):
     with pytest.raises(error, match=words):
         evaluate.run(compose("evaluate", "name=x", *overrides))
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize("command,run", [("train_agent", train_agent.run), ("evaluate", evaluate.run)])
+def test_a_data_root_that_is_no_folder_is_refused_before_any_work(here, compose, command, run):
+    (here / "file").write_text("x")
+    for wrong in ("nowhere", "file"):
+        with pytest.raises(InvalidSettingError, match=f"data_root is '{wrong}'"):
+            run(compose(command, "name=x", f"data_root={wrong}"))
+    assert not (here / "outputs").exists()
+
+
+def test_a_data_root_may_be_relative_and_null_leaves_the_environment_alone(here, monkeypatch):
+    monkeypatch.setenv("GNS_DATA_ROOT", "as it was")
+    use_data_root(None)
+    assert os.environ["GNS_DATA_ROOT"] == "as it was"
+    (here / "data").mkdir()
+    use_data_root("data")
+    assert os.environ["GNS_DATA_ROOT"] == str(here / "data")
+
+
+@pytest.mark.parametrize(
+    "script,overrides",
+    [
+        ("train_agent.py", [*SMALL, "env.optimizers=[adam]", "env.budgets=[10,10]", "episodes=8"]),
+        (
+            "evaluate.py",
+            ["controller=[rex]", "seeds=2", "budgets=[5]", "grids.adam={lowest: 1e-3, count: 1}", "widen=0"],
+        ),
+    ],
+)
+def test_worker_processes_read_data_from_the_data_root(here, root, hub, script, overrides):
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_DATASETS_CACHE": str(here / "cache")}
+    environment.pop("GNS_DATA_ROOT")
+    arguments = ["name=x", "workers=2", "task=[mnist_lenet]", "task.mnist_lenet.batch_size=16", f"data_root={hub}"]
+    done = subprocess.run(
+        [sys.executable, str(root / script), *arguments, *overrides],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    product = "policy/model.safetensors" if script == "train_agent.py" else "results.csv"
+    assert (here / "outputs" / "x" / product).is_file()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import pytest
 
 from agents.command import plain
-from agents.controllers import ScheduleController, make_controller
+from agents.controllers import ScheduleController, make_controller, make_controllers, policy_name
 from agents.evaluation import EvaluationConfig
 from agents.settings import build
 from agents.training import TrainConfig
 from envs.tasks import get_task, known_tasks
 from evaluate import _OUTSIDE_PROTOCOL
+from gns import GNSPolicy
 from gns.errors import InvalidSettingError
 from gns.profiles import PROFILES
 from train_agent import _OUTSIDE_TRAINING
@@ -72,3 +73,41 @@ def test_the_evaluation_config_builds(compose):
     rates = settings.rates_of(ScheduleController("rex", "rex"), task, "adam")
     assert len(rates) == 8 and rates[0] == pytest.approx(1e-4) and rates[1] / rates[0] == pytest.approx(3.0)
     assert content["controller"]["policy"]["policy"] == "somewhere"
+
+
+def names(config) -> list[str]:
+    return [controller.name for controller in make_controllers(plain(config)["controller"])]
+
+
+def test_each_of_several_policies_becomes_a_controller_named_after_its_run(compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/policy", "b/policy", "other/a/policy", "rex/policy", "loose"):
+        GNSPolicy().save_pretrained(folder)
+    pick = "controller=[rex,policy,cosine]"
+    assert names(compose("evaluate", pick, "policy=a/policy")) == ["rex", "policy", "cosine"]
+    several = "policy=[a/policy,b/policy/,other/a/policy,a/policy,rex/policy,loose,./b/policy/../policy]"
+    assert names(compose("evaluate", pick, several)) == [
+        "rex",
+        "a",
+        "b",
+        "a_2",
+        "a_3",
+        "rex_2",
+        "loose",
+        "b_2",
+        "cosine",
+    ]
+    assert names(compose("evaluate", pick, "policy=[a/policy]")) == ["rex", "a", "cosine"]
+    by_name = "policy={first: a/policy, cosine: b/policy, 3: loose}"
+    assert names(compose("evaluate", pick, by_name)) == ["rex", "first", "cosine_2", "3", "cosine"]
+    assert names(compose("evaluate", "controller=[rex,cosine]", several)) == ["rex", "cosine"]
+    more = ["+controller.policy_1.kind=policy", "+controller.policy_1.policy=loose"]
+    assert names(compose("evaluate", "controller=[policy]", "policy=[a/policy,b/policy]", *more)) == [
+        "a",
+        "b",
+        "policy_1",
+    ]
+
+
+def test_a_hub_id_names_its_policy_by_its_repository():
+    assert policy_name("user/gns-x") == "gns-x" and policy_name("user/policy") == "policy"

@@ -1,30 +1,46 @@
+import io
 import shutil
+import tracemalloc
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from envs.tasks import get_task, image_models, images
 from envs.tasks.hub import DataNotFoundError, decode_images, load_hub_dataset
 from envs.tasks.report import load_test_split
 
+# Network, settings, classes, parameters.
 MODELS = [
-    (image_models.lenet, {"channels": 1, "size": 28}, 61_706),
-    (image_models.net_2c2d, {"channels": 1, "size": 28}, 3_274_634),
-    (image_models.net_3c3d, {"channels": 3, "size": 32}, 895_210),
-    (image_models.resnet, {"channels": 3, "depth": 20}, 269_722),
-    (image_models.resnet, {"channels": 3, "depth": 38}, 561_370),
-    (image_models.wide_resnet, {"channels": 3}, 10_961_370),
-    (image_models.vgg16, {"channels": 3}, 14_728_266),
+    (image_models.lenet, {"channels": 1, "size": 28}, 10, 61_706),
+    (image_models.net_2c2d, {"channels": 1, "size": 28}, 10, 3_274_634),
+    (image_models.net_3c3d, {"channels": 3, "size": 32}, 10, 895_210),
+    (image_models.resnet, {"channels": 3, "depth": 20}, 10, 269_722),
+    (image_models.resnet, {"channels": 3, "depth": 38}, 10, 561_370),
+    (image_models.resnet, {"channels": 3, "depth": 38}, 100, 567_220),
+    (image_models.wide_resnet, {"channels": 3}, 10, 10_961_370),
+    (image_models.vgg16, {"channels": 3}, 10, 14_728_266),
+    (image_models.vgg16, {"channels": 3}, 100, 14_774_436),
 ]
 
 
-@pytest.mark.parametrize(("build", "settings", "parameters"), MODELS)
-def test_networks_have_their_published_numbers_of_parameters(build, settings, parameters):
-    model = build(classes=10, **settings)
+@pytest.mark.parametrize(("build", "settings", "classes", "parameters"), MODELS)
+def test_networks_have_their_published_numbers_of_parameters(build, settings, classes, parameters):
+    model = build(classes=classes, **settings)
     assert sum(p.numel() for p in model.parameters()) == parameters
     size = settings.get("size", 32)
-    assert model(torch.zeros(2, settings["channels"], size, size)).shape == (2, 10)
+    assert model(torch.zeros(2, settings["channels"], size, size)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "examples"),
+    [("cifar100_vgg16", 128, 40_000), ("cifar100_resnet38", 128, 40_000), ("stl10_wrn16_8", 64, 4000)],
+)
+def test_budgets_are_ten_passes_over_the_published_training_split_less_the_reward_split(name, batch_size, examples):
+    task = get_task(name)
+    assert (task.batch_size, task.budget) == (batch_size, 10 * (examples // batch_size))
 
 
 def test_residual_blocks_add_what_they_are_given():
@@ -44,6 +60,39 @@ def test_images_are_decoded_as_they_were_encoded(hub):
     np.testing.assert_array_equal(np.moveaxis(pixels[7], 0, -1), np.asarray(data[7]["img"]))
 
 
+def test_images_are_decoded_in_the_order_asked_for(hub):
+    column = load_hub_dataset("uoft-cs/cifar10")["test"].select_columns(["img"])
+    order = np.random.default_rng(3).permutation(120)
+    np.testing.assert_array_equal(decode_images(column, order), decode_images(column)[order])
+
+
+def test_images_of_several_sizes_are_refused():
+    encoded = []
+    for side in (8, 8, 9):
+        file = io.BytesIO()
+        Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(file, format="PNG")
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    column = datasets.Dataset.from_dict({"image": encoded}, datasets.Features({"image": datasets.Image()}))
+    with pytest.raises(ValueError, match=r"Image 2 is \(1, 9, 9\); expected \(1, 8, 8\)"):
+        decode_images(column)
+
+
+def test_cifar100_is_labelled_with_its_fine_classes(hub):
+    test = load_test_split("cifar100_vgg16")
+    stored = load_hub_dataset("uoft-cs/cifar100")["test"]
+    assert test.targets.tolist() == list(stored["fine_label"]) != list(stored["coarse_label"])
+    assert int(get_task("cifar100_vgg16").training_data().train.targets.max()) == 99
+    assert get_task("cifar100_resnet38").model["classes"] == 100
+
+
+def test_stl10_images_keep_their_size(hub):
+    task = get_task("stl10_wrn16_8", model={"depth": 10, "widen": 1})
+    images_of_it = task.training_data().train.inputs
+    assert images_of_it.shape == (400, 3, 96, 96)
+    prepared = task.prepare(images_of_it[:4], True)
+    assert prepared.shape == (4, 3, 96, 96) and task.new_model()(prepared).shape == (4, 10)
+
+
 def test_splits_are_carved_from_the_training_split_by_a_fixed_seed(hub):
     task = get_task("fashion_mnist_2c2d")
     data, test = task.load_training_data(), load_test_split("fashion_mnist_2c2d")
@@ -51,7 +100,30 @@ def test_splits_are_carved_from_the_training_split_by_a_fixed_seed(hub):
     whole = decode_images(load_hub_dataset(images.FASHION_MNIST.hub_id)["train"].select_columns(["image"]))
     carved = torch.cat([data.train.inputs, data.reward.inputs])
     assert sorted(map(bytes, carved.numpy().reshape(600, -1))) == sorted(map(bytes, whole.reshape(600, -1)))
-    assert data.train.inputs.dtype == torch.uint8  # resident at a byte a pixel
+
+
+def test_images_and_labels_are_shuffled_together(hub):
+    stored = load_hub_dataset(images.CIFAR10.hub_id)["train"]
+    whole = decode_images(stored.select_columns(["img"]))
+    label_of = {pixels.tobytes(): label for pixels, label in zip(whole, stored["label"], strict=True)}
+    data = get_task("cifar10_3c3d").training_data()
+    for split in (data.train, data.reward):
+        assert [label_of[pixels.tobytes()] for pixels in split.inputs.numpy()] == split.targets.tolist()
+
+
+def test_a_whole_set_is_resident_once_at_a_byte_a_pixel(hub):
+    images.load_training_data.cache_clear()
+    tracemalloc.start()
+    data = get_task("cifar10_3c3d").training_data()
+    of_numpy = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+    tracemalloc.stop()
+    train, reward = data.train.inputs, data.reward.inputs
+    assert train.dtype == torch.uint8 and train.is_contiguous() and reward.is_contiguous()
+    pixels = train.numel() + reward.numel()
+    assert train.untyped_storage().data_ptr() == reward.untyped_storage().data_ptr()
+    assert train.untyped_storage().nbytes() == pixels
+    held = sum(trace.size for trace in of_numpy.traces)
+    assert pixels <= held < 1.1 * pixels  # labels are 8 bytes for 3,072 pixels
 
 
 def test_tasks_on_one_data_set_share_it_in_memory(hub):

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from agents.controllers.base import Controller, TrainedRun
 from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import ScheduleController
-from gns.errors import UnknownNameError
+from gns.errors import InvalidSettingError, UnknownNameError
 
-__all__ = ["Controller", "PolicyController", "ScheduleController", "TrainedRun", "make_controller"]
+__all__ = [
+    "Controller",
+    "PolicyController",
+    "ScheduleController",
+    "TrainedRun",
+    "make_controller",
+    "make_controllers",
+    "policy_name",
+]
 
 _KINDS: dict[str, Any] = {"schedule": ScheduleController, "policy": PolicyController}
+
+
+def make_controllers(settings: Mapping[str, Mapping[str, Any]]) -> list[Controller]:
+    """Return the controllers of a configuration, in its order.
+
+    A policy controller whose ``policy`` is a list of folders and Hub ids, or a mapping of names to them, becomes one
+    controller each: named after the run it came from (:func:`policy_name`), or by the mapping. A name that another
+    controller has gets a number.
+
+    :param settings: configs of :func:`make_controller` by name
+    :raises UnknownNameError: if a kind or a setting is unknown
+    :raises InvalidSettingError: if a policy is named in any other way
+    :raises PolicyFormatError: if a policy cannot be loaded
+    """
+    several = {name for name, about in settings.items() if isinstance(about.get("policy"), list | Mapping)}
+    taken = set(settings) - several
+    controllers = []
+    for name, about in settings.items():
+        if name not in several:
+            controllers.append(make_controller(name, about))
+            continue
+        for wanted, source in _sources(name, about["policy"]):
+            own = _free(wanted, taken)
+            taken.add(own)
+            controllers.append(make_controller(own, {**about, "policy": source}))
+    return controllers
 
 
 def make_controller(name: str, settings: Mapping[str, Any]) -> Controller:
@@ -28,3 +65,31 @@ def make_controller(name: str, settings: Mapping[str, Any]) -> Controller:
         return _KINDS[kind](name=name, **settings)
     except TypeError as error:
         raise UnknownNameError(f"setting of controller {name}", str(error), settings) from error
+
+
+def policy_name(source: str) -> str:
+    """Return the name of the run that a policy came from: ``outputs/a/policy`` is ``a``, ``user/gns-x`` is ``gns-x``.
+
+    :param source: folder or Hub id
+    """
+    if not os.path.isdir(source):
+        return Path(source).name
+    path = Path(os.path.abspath(source))
+    return (path.parent.name if path.name == "policy" else path.name) or path.name
+
+
+def _sources(name: str, policies: Any) -> list[tuple[str, str]]:
+    """Return names wished for and folders or Hub ids."""
+    by_name = isinstance(policies, Mapping)
+    sources = list(policies.values() if by_name else policies)
+    if not sources or not all(isinstance(source, str) and source for source in sources):
+        raise InvalidSettingError(
+            f"policy of controller {name} is {policies!r}; expected a folder or Hub id, a list of them, or a mapping "
+            "of names to them."
+        )
+    return list(zip(map(str, policies) if by_name else map(policy_name, sources), sources, strict=True))
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return the name, or the first of name_2, name_3, ... that is not taken."""
+    return next(own for number in count(1) if (own := name if number == 1 else f"{name}_{number}") not in taken)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from agents.controllers.base import Stopwatch, TrainedRun
 from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv
+from gns.errors import InvalidSettingError
 from gns.guard import GuardConfig
 from gns.policy import GNSPolicy
+
+UNKNOWN = "unknown"
 
 
 class PolicyController:
@@ -16,14 +21,23 @@ class PolicyController:
     :param policy: folder or Hub id of a policy
     :param name: its name in tables
     :param guard: when a run is taken back
+    :raises InvalidSettingError: if ``policy`` is neither text nor a path
     :raises PolicyFormatError: if the policy cannot be loaded
     """
 
     tuned = False
 
-    def __init__(self, policy: str, name: str = "policy", guard: GuardConfig | None = None) -> None:
+    def __init__(self, policy: str | Path, name: str = "policy", guard: GuardConfig | None = None) -> None:
         self.name, self._guard = name, guard or GuardConfig()
+        if not isinstance(policy, str | Path) or not str(policy):
+            raise InvalidSettingError(f"policy of controller {name} is {policy!r}; expected a folder or a Hub id.")
         self._policy = GNSPolicy.from_pretrained(policy)
+
+    @property
+    def trained_on(self) -> str:
+        """Names of the tasks the policy was trained on, comma-separated; ``unknown`` if it does not say."""
+        tasks = self._policy.config.training.get("tasks")
+        return tasks if tasks and isinstance(tasks, str) else UNKNOWN
 
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 from gns.errors import GNSError
 
 DATA_ROOT = "GNS_DATA_ROOT"
+_ROWS_READ = 500  # encoded images in memory at a time
 
 
 class DataNotFoundError(GNSError, FileNotFoundError):
@@ -32,10 +36,13 @@ def load_hub_dataset(hub_id: str, name: str | None = None) -> Any:
 
     root = os.environ.get(DATA_ROOT)
     folder = Path(root) / hub_id if root else None
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(str(folder) if folder and folder.is_dir() else hub_id, name)
+        with without_progress_bars():
+            if folder is None or not folder.is_dir():
+                return datasets.load_dataset(hub_id, name)
+            # datasets tells local folders apart by name alone; their files decide here whether a cache is of use.
+            cache = Path(datasets.config.HF_DATASETS_CACHE) / f"gns-{_fingerprint(folder)}"
+            return datasets.load_dataset(str(folder), name, cache_dir=str(cache))
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         looked = f"no folder {folder}" if folder and not folder.is_dir() else str(folder or f"{DATA_ROOT} is not set")
         raise DataNotFoundError(
@@ -43,21 +50,55 @@ def load_hub_dataset(hub_id: str, name: str | None = None) -> Any:
             f"Either set {DATA_ROOT} to a folder that holds {hub_id}/ in the Hub's layout, or run once with a network "
             "so that the Hub's copy is cached."
         ) from error
+
+
+def _fingerprint(folder: Path) -> str:
+    """Hash of where a folder is and of the names, sizes and times of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    about = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), about)).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep ``datasets`` from drawing progress bars."""
+    import datasets
+
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not bars:
+        if not disabled:
             datasets.enable_progress_bars()
 
 
-def decode_images(column: Any) -> np.ndarray:
-    """Decode a column of encoded images of one size.
+def decode_images(column: Any, order: np.ndarray | None = None) -> np.ndarray:
+    """Decode a column of encoded images of one size, a few at a time, into one array of a byte a pixel.
 
     :param column: a ``datasets.Dataset`` of one image column
+    :param order: permutation of the rows, int64 (N,): image i of the result is row ``order[i]``; None: as they are
     :return: uint8 array (N, channels, height, width)
+    :raises ValueError: if an image differs from the first in size or channels
     """
     import datasets
+    import pyarrow
     from PIL import Image
 
-    name = column.column_names[0]
+    pyarrow.default_memory_pool().release_unused()  # what reading Parquet took, which would stay with the process
+    name, count = column.column_names[0], len(column)
     encoded = column.cast_column(name, datasets.Image(decode=False))
-    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in encoded[name]])
-    return images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+
+    def decoded() -> Iterator[np.ndarray]:
+        for start in range(0, count, _ROWS_READ):
+            for cell in encoded[start : start + _ROWS_READ][name]:
+                image = np.asarray(Image.open(io.BytesIO(cell["bytes"])))
+                yield image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+
+    pixels = np.empty((count, *next(decoded()).shape), dtype=np.uint8)
+    places = np.arange(count) if order is None else np.argsort(order)
+    for row, (place, image) in enumerate(zip(places, decoded(), strict=True)):
+        if image.shape != pixels.shape[1:]:
+            raise ValueError(f"Image {row} is {image.shape}; expected {pixels.shape[1:]}, as the first one is.")
+        pixels[place] = image
+    return pixels

@@ -1,4 +1,4 @@
-"""Image classification by Hub id. The whole set is resident as one uint8 tensor; batches are gathered by index."""
+"""Image classification by Hub id. A whole set is resident as one uint8 tensor; batches are gathered by index."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class ImageSet:
     :param label: name of the label column
     :param mean: mean of each channel of the training images, in [0, 1]
     :param deviation: standard deviation of each channel
+    :param classes: number of classes
     :param pad: pixels of the random crop's padding; 0: no augmentation
     """
 
@@ -36,28 +37,45 @@ class ImageSet:
     label: str
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    classes: int = 10
     pad: int = 0
 
 
 FASHION_MNIST = ImageSet("zalando-datasets/fashion_mnist", "image", "label", (0.2860,), (0.3530,))
 MNIST = ImageSet("ylecun/mnist", "image", "label", (0.1307,), (0.3081,))
 CIFAR10 = ImageSet("uoft-cs/cifar10", "img", "label", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), pad=4)
+CIFAR100 = ImageSet(
+    "uoft-cs/cifar100", "img", "fine_label", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), classes=100, pad=4
+)
+STL10 = ImageSet("tanganke/stl10", "image", "label", (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), pad=12)
 
 
-def _read(images: ImageSet, part: str) -> Split:
+def load_split(images: ImageSet, part: str, seed: int | None = None) -> Split:
+    """Return a published split: images uint8 (N, C, H, W), a byte a pixel, and labels int64 (N,).
+
+    :param part: ``train`` or ``test``
+    :param seed: seed of a random order of the examples; None: as they are stored
+    :raises DataNotFoundError: if the set is neither in the local folder nor to be had from the Hub
+    """
     data = load_hub_dataset(images.hub_id)[part]
-    pixels = decode_images(data.select_columns([images.image]))
-    return Split(torch.from_numpy(pixels.copy()), torch.tensor(np.asarray(data[images.label]), dtype=torch.int64))
+    order = np.arange(len(data))
+    if seed is not None:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()
+    labels = np.asarray(data[images.label], dtype=np.int64)[order]
+    return Split(torch.from_numpy(decode_images(data.select_columns([images.image]), order)), torch.from_numpy(labels))
 
 
 @lru_cache(maxsize=2)
-def _training_data(images: ImageSet) -> TrainingData:
-    """Training split less the reward split, which a fixed seed draws from it."""
-    whole = _read(images, "train")
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(_SEED))
+def load_training_data(images: ImageSet) -> TrainingData:
+    """Return the training split less the reward split, which a fixed seed draws from it.
+
+    The two are parts of one array, which images are decoded into in the order drawn: there is never a second copy.
+    """
+    whole = load_split(images, "train", _SEED)
     cut = min(_REWARD_EXAMPLES, len(whole) // 5)
-    parts = [Split(whole.inputs[rows], whole.targets[rows]) for rows in (order[cut:], order[:cut])]
-    return TrainingData(*parts)
+    return TrainingData(
+        train=Split(whole.inputs[cut:], whole.targets[cut:]), reward=Split(whole.inputs[:cut], whole.targets[:cut])
+    )
 
 
 def prepare_images(images: ImageSet, pixels: Tensor, training: bool) -> Tensor:
@@ -87,26 +105,42 @@ def crop_and_flip(x: Tensor, pad: int) -> Tensor:
     return padded[example, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _register(name: str, images: ImageSet, build: Callable[..., nn.Module], budget: int, **model: Any) -> Task:
+def register_image_task(
+    name: str,
+    images: ImageSet,
+    build: Callable[..., nn.Module],
+    budget: int,
+    batch_size: int = 128,
+    optimizer: str = "adam",
+    **model: Any,
+) -> Task:
+    """Register the classification of a set of images by a network.
+
+    :param build: builds it from ``channels``, ``classes`` and the settings in ``model``
+    """
     return register_task(
         Task(
             name=name,
-            load_training_data=partial(_training_data, images),
+            load_training_data=partial(load_training_data, images),
             build_model=build,
-            model={"channels": len(images.mean), "classes": 10, **model},
-            batch_size=128,
+            model={"channels": len(images.mean), "classes": images.classes, **model},
+            batch_size=batch_size,
             budget=budget,
+            optimizer=optimizer,
             prepare=partial(prepare_images, images),
         ),
-        partial(_read, images, "test"),
+        partial(load_split, images, "test"),
     )
 
 
-# Budgets: ten passes over the training split at batch 128.
-_register("fashion_mnist_lenet", FASHION_MNIST, lenet, 3900, size=28)
-_register("fashion_mnist_2c2d", FASHION_MNIST, net_2c2d, 3900, size=28)
-_register("mnist_lenet", MNIST, lenet, 3900, size=28)
-_register("cifar10_3c3d", CIFAR10, net_3c3d, 3120, size=32)
-_register("cifar10_resnet20", CIFAR10, resnet, 3120, depth=20, width=16)
-_register("cifar10_wrn16_8", CIFAR10, wide_resnet, 3120, depth=16, widen=8)
-_register("cifar10_vgg16", CIFAR10, vgg16, 3120, width=64)
+# Budgets: ten passes over the training split.
+register_image_task("fashion_mnist_lenet", FASHION_MNIST, lenet, 3900, size=28)
+register_image_task("fashion_mnist_2c2d", FASHION_MNIST, net_2c2d, 3900, size=28)
+register_image_task("mnist_lenet", MNIST, lenet, 3900, size=28)
+register_image_task("cifar10_3c3d", CIFAR10, net_3c3d, 3120, size=32)
+register_image_task("cifar10_resnet20", CIFAR10, resnet, 3120, depth=20, width=16)
+register_image_task("cifar10_wrn16_8", CIFAR10, wide_resnet, 3120, depth=16, widen=8)
+register_image_task("cifar10_vgg16", CIFAR10, vgg16, 3120, width=64)
+register_image_task("cifar100_vgg16", CIFAR100, vgg16, 3120, width=64)
+register_image_task("cifar100_resnet38", CIFAR100, resnet, 3120, depth=38, width=16)
+register_image_task("stl10_wrn16_8", STL10, wide_resnet, 620, batch_size=64, depth=16, widen=8)
