@@ -151,6 +151,7 @@ def evaluate(
     :param progress: called with the runs done and the runs known to be needed
     :param report: measure the test split too
     """
+    require_different_names(tasks)
     settings = [
         (task, optimizer, budget)
         for task in tasks
@@ -187,6 +188,19 @@ def evaluate(
     tuned = tune(runs[runs.controller.isin(names)])
     directions = {task.name: task.higher_is_better for task in tasks}
     return Evaluation(runs, tuned, [row["path"] for row in rows], directions)
+
+
+def require_different_names(tasks: Sequence[Task]) -> None:
+    """Pass tasks that results can tell apart.
+
+    :raises InvalidSettingError: if two have one name
+    """
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidSettingError(
+            f"There are several tasks named {', '.join(twice)}; expected a name each, as from dataclasses.replace."
+        )
 
 
 def tune(runs: pd.DataFrame) -> pd.DataFrame:

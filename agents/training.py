@@ -16,7 +16,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.controllers import ScheduleController
-from agents.evaluation import SETTING, Grid, runs_frame, tune
+from agents.evaluation import SETTING, Grid, require_different_names, runs_frame, tune
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
 from agents.sweep import Job, run_jobs
 from envs.learning_rate_env import EnvConfig, Episode
@@ -187,9 +187,13 @@ def train(
     """
     single_thread()
     start = time.perf_counter()
+    require_different_names(tasks)
+    for task in tasks:
+        config.env.check(task)
     reference = ScheduleReference(tasks, config.env, config.baseline, config.workers)
-    largest = [config.env.budgets_of(task)[1] for task in tasks]
-    decisions = max(math.ceil(budget / config.env.decision.interval(budget)) for budget in largest)
+    decision, largest = config.env.decision, max(config.env.budgets_of(task)[1] for task in tasks)
+    interval = decision.decision_interval
+    decisions = math.ceil(largest / interval) if interval else decision.num_decisions
     venv = make_vec_env(list(tasks), config.env, config.agent.num_envs, config.workers, config.seed)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
@@ -216,7 +220,9 @@ def _priors(tasks: Sequence[Task], env: EnvConfig) -> dict[str, Any]:
     """Range of initial rates by optimizer; by optimizer and task where tasks differ."""
     priors: dict[str, Any] = {}
     for name in sorted({name for task in tasks for name in env.optimizers_of(task)}):
-        ranges = {task.name: env.learning_rates_of(task, name) for task in tasks if name in env.optimizers_of(task)}
+        ranges = {
+            task.name: tuple(env.learning_rates_of(task, name)) for task in tasks if name in env.optimizers_of(task)
+        }
         priors[name] = ranges if len(set(ranges.values())) > 1 else next(iter(ranges.values()))
     return priors
 

@@ -86,6 +86,18 @@ class EnvConfig:
                 f"= [{self.decision.min_lr:g}, {self.decision.max_lr:g}]."
             )
 
+    def check(self, task: Task) -> None:
+        """Pass a task that episodes can be drawn on.
+
+        :raises UnknownNameError: if an optimizer is unknown, or has no range of rates
+        :raises InvalidSettingError: if a range lies outside the decision's bounds, or a budget allows too few updates
+        """
+        for optimizer in self.optimizers_of(task):
+            if optimizer not in OPTIMIZERS:
+                raise UnknownNameError(f"optimizer of task {task.name}", str(optimizer), OPTIMIZERS)
+            self.learning_rates_of(task, optimizer)
+        self.decision.interval(self.budgets_of(task)[0])
+
     def optimizers_of(self, task: Task) -> tuple[str, ...]:
         """Return the optimizers that episodes on a task draw from."""
         return self.optimizers or (task.optimizer,)
@@ -149,8 +161,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not self.tasks:
             raise InvalidSettingError("tasks is empty; expected at least one task.")
         for one in self.tasks:
-            for optimizer in self.config.optimizers_of(one):
-                self.config.learning_rates_of(one, optimizer)
+            self.config.check(one)
         self._schema = get_schema(self.config.decision.features)
         self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
@@ -167,7 +178,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         graphs = []
         for task in self.tasks:
             if id(task) not in self._graphs:
-                run = TrainingRun(task, task.optimizer, 1e-3, seed=0, device=self.config.device)
+                run = TrainingRun(task, self.config.optimizers_of(task)[0], 1e-3, seed=0, device=self.config.device)
                 self._graphs[id(task)] = layer_graph(run.model, run.compute_gradient())
             graphs.append(self._graphs[id(task)])
         return max(g.num_nodes for g in graphs), max(g.num_edges for g in graphs)
@@ -204,7 +215,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """Apply the pending update at the new rate and the K - 1 that follow, and compute the next gradient.
 
         With reward ``gns-paper`` (released code of Xiong et al., ICLR 2022) an evaluation gives
-        10 * (metric_now^2 - metric_before^2), ten times that above ``paper_threshold``; where the paper's code spreads
+        10 * (metric_now^2 - metric_before^2), ten times that above ``paper_threshold`` (the negative of it, never
+        tenfold, for a metric that is better when lower; 0 where a metric is not finite); where the paper's code spreads
         it over the decisions since the last evaluation afterwards, it is given here at the evaluation.
         """
         self.core.decide(float(np.asarray(action).reshape(-1)[0]))
@@ -291,7 +303,11 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         before, self._evaluated = self._evaluated, self._evaluate()
         if self.config.reward == "log-loss":
             return log_loss(before[0]) - log_loss(self._evaluated[0])
+        if not (math.isfinite(before[1]) and math.isfinite(self._evaluated[1])):
+            return 0.0
         gain = 10.0 * (self._evaluated[1] ** 2 - before[1] ** 2)
+        if not self.episode.task.higher_is_better:
+            return -gain
         return 10.0 * gain if self._evaluated[1] > self.config.paper_threshold else gain
 
     def _instance(self, observation: Observation) -> spaces.GraphInstance:

@@ -82,9 +82,9 @@ class TrainingRun:
         task = self.task
         with self._own_random_numbers():
             rows = self._next_rows()
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             losses = []
-            for part in rows.chunk(task.accumulation):
+            for part in rows.tensor_split(min(task.accumulation, len(rows))):
                 inputs, targets = self._train.batch(part)
                 with autocast(task, self.device):
                     loss = task.loss(self.model(task.prepare(inputs, True)), targets)
@@ -92,7 +92,8 @@ class TrainingRun:
                 losses[-1].backward()
             self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
             if task.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), task.clip_norm)
+                held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+                nn.utils.clip_grad_norm_(held, task.clip_norm)
         return self.loss
 
     def apply_update(self) -> None:
@@ -100,8 +101,12 @@ class TrainingRun:
         self.optimizer.step()
 
     def evaluate_reward_split(self) -> Figures:
-        """Return loss and metrics on the reward split."""
-        return evaluate_split(self.model, self.task, self._reward)
+        """Return loss and metrics on the reward split; whatever the model draws, the run's random numbers stay."""
+        with self._own_random_numbers():
+            before = self._random_state
+            figures = evaluate_split(self.model, self.task, self._reward)
+            _set_random_state(before, self.device)
+        return figures
 
     def position(self) -> Callable[[], None]:
         """Remember the data position, the random numbers and the model's buffers; the call returned goes back to them.
@@ -174,25 +179,27 @@ def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None
     :param chunk: examples a forward pass; None: what the task says
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     rows = torch.arange(len(split)) if split.lengths is None else split.lengths.argsort(stable=True)
     collected, losses = [], []
-    for part in rows.split(chunk or task.evaluation_batch_size):
-        inputs, targets = split.batch(part)
-        with autocast(task, split.inputs.device):
-            outputs = model(task.prepare(inputs, False))
-            loss = task.loss(outputs, targets)
-        losses.append(loss.double() * (len(part) / len(rows)))
-        collected.append(task.collect(outputs))
-    for module, training in modes:
-        module.training = training
+    try:
+        model.eval()
+        for part in rows.split(chunk or task.evaluation_batch_size):
+            inputs, targets = split.batch(part)
+            with autocast(task, split.inputs.device):
+                outputs = model(task.prepare(inputs, False))
+                loss = task.loss(outputs, targets)
+            losses.append(loss.double() * (len(part) / len(rows)))
+            collected.append(task.collect(outputs))
+    finally:
+        for module, training in modes:
+            module.training = training
     joined: Any = collected[0] if len(collected) == 1 else torch.cat(collected)
     if split.lengths is not None:
         joined = joined[rows.argsort().to(joined.device)]
     if joined.dtype == torch.bfloat16:
         joined = joined.float()
     return Figures(
-        float(torch.stack(losses).sum()), {name: metric(joined, split) for name, metric in task.metrics.items()}
+        float(torch.stack(losses).sum()), {name: float(metric(joined, split)) for name, metric in task.metrics.items()}
     )
 
 

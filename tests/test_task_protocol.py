@@ -1,5 +1,6 @@
 """What a task may say: budget, optimizer, ranges, accumulation, clipping, precision, groups, padding and metrics."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,8 +12,11 @@ import torch
 from plain_loop import MODELS, make_optimizer, plain_run, same_state, small_task
 from torch import nn
 
-from agents.evaluation import EvaluationConfig
+from agents.controllers import ScheduleController
+from agents.evaluation import EvaluationConfig, evaluate
+from agents.training import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, Task, TrainingRun, get_task, known_tasks
+from envs.learning_rate_env import Episode
 from envs.tasks import Split, TrainingData, base
 from envs.tasks.base import FROM_SCRATCH, PRECISIONS
 from envs.tasks.report import load_test_split
@@ -31,6 +35,7 @@ CHANGES = {  # of every setting a value that no task has
     "optimizer": "sgdm",
     "clip_norm": 0.125,
     "precision": "bfloat16",
+    "evaluation_batch_size": 33,
     "learning_rates": {"adam": (0.002, 0.003)},
 }
 every_optimizer = pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
@@ -461,7 +466,7 @@ def test_accumulation_in_float32_is_as_good_as_float32():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("batch_size", "parts", "sizes"), [(10, 4, [3, 3, 3, 1]), (8, 2, [4, 4]), (3, 3, [1, 1, 1])])
+@pytest.mark.parametrize(("batch_size", "parts", "sizes"), [(10, 4, [3, 3, 2, 2]), (8, 2, [4, 4]), (3, 3, [1, 1, 1])])
 def test_the_parts_of_a_batch_are_its_examples_each_once(batch_size, parts, sizes):
     whole, cut = (
         TrainingRun(small_task(build_model=Watched, batch_size=batch_size, accumulation=count), "adam", 1e-3, seed=1)
@@ -1009,3 +1014,118 @@ def test_ranges_of_optimizers_that_are_never_drawn_may_be_anything():
     assert LearningRateEnv([task], OWN).reset(seed=0)[1]["optimizer"] == "adam"
     with pytest.raises(InvalidSettingError, match="learning_rates of sgdm"):
         LearningRateEnv([task], OWN).reset(seed=0, options={"optimizer": "sgdm"})
+
+
+# ---------------------------------------------------------------------- what a run keeps apart
+
+
+def two_rates(model):
+    return [{"params": model[1].parameters(), "lr": 1e-9}, {"params": model[-1].parameters(), "lr": 0.1}]
+
+
+def test_schedules_keep_the_ratios_between_groups():
+    task = small_task(parameter_groups=two_rates)
+    start = TrainingRun(task, "sgdm", 0.1, seed=0).model
+    for profile in ("constant", "linear"):
+        end = ScheduleController(profile, profile).train(Episode(task, "sgdm", 5, 1e-9, 0)).model
+        slow, fast = (float((start[k].weight - end[k].weight).abs().max()) for k in (1, -1))
+        assert slow < 1e-6 < 1e-3 < fast
+
+
+def test_what_the_optimizer_does_not_hold_collects_no_gradients():
+    run = TrainingRun(
+        small_task(parameter_groups=lambda model: model[-1].parameters(), clip_norm=1e-3), "sgdm", 1e-9, 0
+    )
+    norms = []
+    for _ in range(20):
+        run.compute_gradient()
+        run.apply_update()
+        norms.append(float(run.model[1].weight.grad.norm()))
+    assert max(norms) < 3 * norms[0]
+    held = torch.cat([parameter.grad.flatten() for parameter in run.model[-1].parameters()])
+    assert float(held.norm()) == pytest.approx(1e-3, rel=1e-3)  # clipped for what is held alone
+
+
+class Restless(nn.Module):
+    """Draws at every call, in evaluation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1) + 0.1 * torch.randn(()))
+
+
+def test_evaluations_repeat_themselves_and_leave_random_numbers_alone():
+    run, other = (TrainingRun(small_task(build_model=Restless), "adam", 1e-3, seed=0) for _ in range(2))
+    outside = torch.get_rng_state()
+    assert run.evaluate_reward_split() == run.evaluate_reward_split()
+    assert torch.equal(torch.get_rng_state(), outside)
+    assert run.compute_gradient() == other.compute_gradient()
+
+
+def test_a_failed_evaluation_puts_the_modes_back():
+    def fail(outputs):
+        raise RuntimeError("nothing to collect")
+
+    run = TrainingRun(small_task(collect=fail), "adam", 1e-3, seed=0)
+    with pytest.raises(RuntimeError, match="nothing to collect"):
+        run.evaluate_reward_split()
+    assert run.model.training
+
+
+def test_metrics_may_be_numbers_of_any_kind():
+    kinds = {"tensor": lambda outputs, split: outputs.sum() * 0 + 2, "numpy": lambda outputs, split: np.float32(3.0)}
+    figures = TrainingRun(small_task(metrics=kinds), "adam", 1e-3, seed=0).evaluate_reward_split()
+    assert json.dumps(figures.metrics) == '{"tensor": 2.0, "numpy": 3.0}'
+
+
+@pytest.mark.parametrize("value", [0.1, [0.1], [1e-3, 1e-2, 1e-1], "1e-3"])
+def test_a_range_is_a_pair(value):
+    with pytest.raises(InvalidSettingError, match=r"learning_rates of adam on task digits_mlp"):
+        get_task("digits_mlp", learning_rates={"adam": value})
+
+
+def test_a_range_left_empty_stays():
+    assert get_task("digits_mlp", learning_rates={"adam": None}) == get_task("digits_mlp")
+
+
+@pytest.mark.parametrize("name", ["model", "learning_rates"])
+def test_settings_by_name_are_a_mapping(name):
+    with pytest.raises(InvalidSettingError, match=f"{name} of task digits_mlp is .*; expected settings by name"):
+        get_task("digits_mlp", **{name: [1]})
+
+
+def test_no_list_is_shared_with_the_registered_task():
+    get_task("digits_mlp").settings()["model"]["hidden"].append(7)
+    get_task("digits_mlp").model["hidden"].append(7)
+    assert get_task("digits_mlp").model["hidden"] == [64, 32]
+
+
+@pytest.mark.parametrize("changes", [{"budget": 4}, {"optimizer": "adma"}])
+def test_a_task_that_no_episode_fits_is_refused_before_any_work(changes):
+    task = get_task("digits_mlp", **changes)
+    with pytest.raises((InvalidSettingError, UnknownNameError), match=r"num_decisions|Did you mean 'adam'"):
+        LearningRateEnv([task], OWN)
+    with pytest.raises((InvalidSettingError, UnknownNameError), match=r"num_decisions|Did you mean 'adam'"):
+        train([task], TrainConfig(env=OWN))
+
+
+def test_tasks_of_one_name_are_refused_where_results_could_not_tell_them_apart():
+    tasks = [get_task("digits_mlp"), get_task("digits_mlp", model={"hidden": [8]})]
+    for refuse in (lambda: train(tasks, TrainConfig()), lambda: evaluate([], tasks, EvaluationConfig())):
+        with pytest.raises(InvalidSettingError, match="several tasks named digits_mlp"):
+            refuse()
+
+
+def test_the_papers_reward_rises_as_a_metric_that_is_better_when_lower_falls():
+    config = replace(OWN, reward="gns-paper")
+    env = LearningRateEnv([small_task(metrics={"error": falling}, higher_is_better=False, budget=20)], config)
+    env.reset(seed=0, options={"learning_rate": 0.003})
+    rewards = [env.step(STILL)[1] for _ in range(4)]
+    assert sum(rewards) > 0 and all(math.isfinite(reward) for reward in rewards)
+
+
+def falling(outputs, split):
+    return 1.0 - base.accuracy(outputs, split)

@@ -33,12 +33,13 @@ class ScheduleController:
         watch = Stopwatch()
         run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
         profile = get_profile(self.profile)
+        groups = [(group, group["lr"] / run.optimizer.param_groups[0]["lr"]) for group in run.optimizer.param_groups]
         rates = []
         for update in range(episode.budget):
             progress = update / episode.budget
             rates.append(episode.learning_rate * profile(progress))
-            for group in run.optimizer.param_groups:
-                group["lr"] = rates[-1]
+            for group, ratio in groups:
+                group["lr"] = ratio * rates[-1]
                 if self.cycle_momentum:
                     set_momentum(group, onecycle_momentum(progress))
             run.compute_gradient()

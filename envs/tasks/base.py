@@ -6,6 +6,7 @@ a loader of the test split, which only :mod:`envs.tasks.report` hands out. Envir
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -201,7 +202,18 @@ class Task:
         """Return what a configuration may change."""
         names = ("batch_size", "accumulation", "budget", "epochs", "optimizer", "clip_norm", "precision")
         ranges = {name: tuple(bounds) for name, bounds in self.learning_rates.items()}
-        return {**{name: getattr(self, name) for name in names}, "learning_rates": ranges, "model": dict(self.model)}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "evaluation_batch_size": self.evaluation_batch_size,
+            "learning_rates": ranges,
+            "model": copy.deepcopy(self.model),
+        }
+
+
+def _bounds(what: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise InvalidSettingError(f"{what} is {value!r}; expected (lowest, highest).")
+    return tuple(value)
 
 
 _TASKS: dict[str, Task] = {}
@@ -239,11 +251,16 @@ def get_task(name: str, **settings: Any) -> Task:
         if key not in task.settings():
             raise UnknownNameError(f"setting of task {name}", key, task.settings())
     for merged in ("model", "learning_rates"):
-        own = dict(getattr(task, merged))
-        for key, value in (settings.pop(merged, None) or {}).items():
+        own, changes = copy.deepcopy(dict(getattr(task, merged))), settings.pop(merged, None) or {}
+        if not isinstance(changes, Mapping):
+            raise InvalidSettingError(f"{merged} of task {name} is {changes!r}; expected settings by name.")
+        for key, value in changes.items():
             if key not in own:
                 raise UnknownNameError(f"{merged.rstrip('s').replace('_', ' ')} setting of task {name}", key, own)
-            own[key] = tuple(value) if merged == "learning_rates" else value
+            if merged == "model":
+                own[key] = value
+            elif value is not None:
+                own[key] = _bounds(f"learning_rates of {key} on task {name}", value)
         settings[merged] = own
     given = [key for key in ("budget", "epochs") if settings.get(key) is not None]
     if len(given) == 1:

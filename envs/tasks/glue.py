@@ -148,7 +148,7 @@ def read(task: GlueTask, part: str, encoder: str, max_length: int) -> Split:
     return Split(inputs, torch.from_numpy(labels.astype(np.float32 if task.classes == 1 else np.int64)), lengths)
 
 
-@lru_cache(maxsize=4, typed=True)
+@lru_cache(maxsize=9, typed=True)
 def _training_data(name: str, encoder: str, max_length: int) -> TrainingData:
     whole = read(_BY_NAME[name], "train", encoder, max_length)
     train, reward = carve([example.tobytes() for example in whole.inputs.numpy()], _REWARD_SHARE)

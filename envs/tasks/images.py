@@ -65,7 +65,7 @@ def load_split(images: ImageSet, part: str, seed: int | None = None) -> Split:
     return Split(torch.from_numpy(decode_images(data.select_columns([images.image]), order)), torch.from_numpy(labels))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=5)
 def load_training_data(images: ImageSet) -> TrainingData:
     """Return the training split less the reward split, which a fixed seed draws from it.
 

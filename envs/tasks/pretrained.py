@@ -18,7 +18,7 @@ from torch import nn
 
 from envs.tasks.hub import DATA_ROOT, DataNotFoundError
 
-_TEMPLATES_KEPT = 2
+_TEMPLATES_KEPT = 4
 
 
 def locate(hub_id: str) -> str:
