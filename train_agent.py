@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,7 +35,8 @@ def run(config: DictConfig) -> Path:
     with ProgressBar("training", "episodes", console) as bar:
 
         def show(progress: Progress) -> None:
-            message = f"loss {progress.loss:.4f}, {progress.ratio:.2f} x tuned"
+            tuned = "" if math.isnan(progress.ratio) else f", {progress.ratio:.2f} x tuned"
+            message = f"loss {progress.loss:.4f}{tuned}"
             bar.update(progress.episodes, settings.total_episodes, message)
 
         policy = train(tasks, settings, folder / "tensorboard" if config.tracker.tensorboard else None, show)

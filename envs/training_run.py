@@ -69,6 +69,8 @@ class TrainingRun:
         with self._own_random_numbers():
             self.model = task.new_model().to(self.device).train()
         self.optimizer = OPTIMIZERS[optimizer](task.parameter_groups(self.model), learning_rate)
+        held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        self._held = [parameter for parameter in self.model.parameters() if parameter in held]
         self._order_generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)
         self._cursor = 0
@@ -92,8 +94,7 @@ class TrainingRun:
                 losses[-1].backward()
             self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
             if task.clip_norm is not None:
-                held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-                nn.utils.clip_grad_norm_(held, task.clip_norm)
+                nn.utils.clip_grad_norm_(self._held, task.clip_norm)
         return self.loss
 
     def apply_update(self) -> None:

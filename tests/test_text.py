@@ -186,13 +186,13 @@ def test_a_split_read_again_is_not_tokenised_again(monkeypatch):
         split = read(*arguments)
         return split.inputs, bool(calls)
 
-    first, called = encoded(glue.read, MRPC, "validation", ROBERTA, 23)
+    first, called = encoded(glue.read, MRPC, "validation", ROBERTA, 57)
     assert called
-    for other in ((MRPC, "validation", ROBERTA, 24), (MRPC, "validation", BERT, 23), (MRPC, "train", ROBERTA, 23)):
+    for other in ((MRPC, "validation", ROBERTA, 58), (MRPC, "validation", BERT, 57), (MRPC, "train", ROBERTA, 57)):
         assert encoded(glue.read, *other)[1]
-    again, called = encoded(glue.read, MRPC, "validation", ROBERTA, 23)
+    again, called = encoded(glue.read, MRPC, "validation", ROBERTA, 57)
     assert torch.equal(again, first) and not called
-    assert [encoded(squad.read, "validation", BERT, 51, stride)[1] for stride in (5, 6, 5)] == [True, True, False]
+    assert [encoded(squad.read, "validation", BERT, 59, stride)[1] for stride in (5, 6, 5)] == [True, True, False]
 
 
 # ---------------------------------------------------------------------- tensors
