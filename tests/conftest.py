@@ -46,3 +46,10 @@ def compose(root):
             return hydra_compose(name, overrides=list(overrides))
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """Training flushes denormals for the rest of its process; the next test finds floating point as it should be."""
+    yield
+    torch.set_flush_denormal(False)
