@@ -120,9 +120,7 @@ class EvaluationConfig:
         given = (self.grids if controller.tuned else self.initial_rates).get(optimizer)
         if given is not None:
             return given.rates()
-        if optimizer not in task.learning_rates:
-            raise UnknownNameError(f"optimizer with learning_rates on task {task.name}", optimizer, task.learning_rates)
-        low, high = task.learning_rates[optimizer]
+        low, high = task.range_of(optimizer)
         return (Grid(10.0 * low, 8) if controller.tuned else InitialRates(low, high, 9)).rates()
 
 

@@ -32,7 +32,7 @@ class Arm:
     ) -> None:
         decision = replace(policy.config.decision, decision_interval=interval)
         config = EnvConfig(budgets=None, decision=decision, reward_probability=probability)
-        self.name, self.seconds, self.parts = f"episode, p = {probability:g}", 0.0, Counter[str]()
+        self.name, self.parts = f"episode, p = {probability:g}", Counter[str]()
         self._policy, self._env = policy, LearningRateEnv([task], config)
         start = time.perf_counter()
         self._env.reset(seed=0, options=options)

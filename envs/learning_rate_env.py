@@ -104,7 +104,7 @@ class EnvConfig:
 
     def budgets_of(self, task: Task) -> tuple[int, int]:
         """Return the smallest and largest budget of episodes on a task."""
-        return self.budgets or (task.updates(), task.updates())
+        return self.budgets or (task.updates(),) * 2
 
     def learning_rates_of(self, task: Task, optimizer: str) -> tuple[float, float]:
         """Return the range that the initial rate of episodes on a task is drawn from.
@@ -112,9 +112,7 @@ class EnvConfig:
         :raises UnknownNameError: if neither the configuration nor the task has a range for this optimizer
         :raises InvalidSettingError: if it does not lie within the decision's bounds
         """
-        bounds = self.learning_rates.get(optimizer) or task.learning_rates.get(optimizer)
-        if bounds is None:
-            raise UnknownNameError(f"optimizer with learning_rates on task {task.name}", optimizer, task.learning_rates)
+        bounds = self.learning_rates.get(optimizer) or task.range_of(optimizer)
         self._check_range(optimizer, bounds)
         return bounds
 

@@ -163,7 +163,7 @@ def test_reading_a_template_leaves_global_random_numbers_alone(pretrained, hub):
     state = torch.get_rng_state()
     template = hf_images._pretrained(pretrained, str(hub / pretrained), 3, 10, "{}")
     assert torch.equal(torch.get_rng_state(), state)
-    assert template.missing == {"classifier.weight", "classifier.bias"}
+    assert template.fresh == {"classifier.weight", "classifier.bias"}
 
 
 def test_batch_norm_statistics_are_taken_over(hub, tmp_path):

@@ -190,6 +190,15 @@ class Task:
         """Return a fresh model, drawn from torch's global random numbers."""
         return self.build_model(**self.model)
 
+    def range_of(self, optimizer: str) -> tuple[float, float]:
+        """Return the sensible range of initial rates of an optimizer.
+
+        :raises UnknownNameError: if the task has none
+        """
+        if optimizer not in self.learning_rates:
+            raise UnknownNameError(f"optimizer with learning_rates on task {self.name}", optimizer, self.learning_rates)
+        return self.learning_rates[optimizer]
+
     def updates(self) -> int:
         """Return the updates of a full run; loads the data where the budget is given in epochs."""
         if self.budget is not None:
@@ -247,11 +256,12 @@ def get_task(name: str, **settings: Any) -> Task:
     if name not in _TASKS:
         raise UnknownNameError("task", name, _TASKS)
     task = _TASKS[name]
+    known = task.settings()
     for key in settings:
-        if key not in task.settings():
-            raise UnknownNameError(f"setting of task {name}", key, task.settings())
+        if key not in known:
+            raise UnknownNameError(f"setting of task {name}", key, known)
     for merged in ("model", "learning_rates"):
-        own, changes = copy.deepcopy(dict(getattr(task, merged))), settings.pop(merged, None) or {}
+        own, changes = known[merged], settings.pop(merged, None) or {}
         if not isinstance(changes, Mapping):
             raise InvalidSettingError(f"{merged} of task {name} is {changes!r}; expected settings by name.")
         for key, value in changes.items():

@@ -6,23 +6,16 @@ pretrained network saw.
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from envs.tasks.hub import DATA_ROOT, DataNotFoundError
 from envs.tasks.images import CIFAR10, register_image_task
+from envs.tasks.pretrained import Template, explained, locate, quiet, read_template
 from gns.errors import InvalidSettingError, UnknownNameError, require_count
 
 
@@ -75,7 +68,7 @@ def hf_image_classifier(
     else:
         assert id is not None
         overrides = json.dumps(dict(config or {}), sort_keys=True)
-        network = _pretrained(id, _location(id), channels, classes, overrides).new()
+        network = _pretrained(id, locate(id), channels, classes, overrides).new()
     return HFImageClassifier(network.train(), size)
 
 
@@ -88,62 +81,18 @@ def _new(type: str, channels: int, classes: int, config: Mapping[str, Any]) -> A
         return AutoModelForImageClassification.from_config(AutoConfig.for_model(type, **settings))
 
 
-@dataclass(frozen=True)
-class Template:
-    """A pretrained network as it was read.
-
-    :param network: a ``transformers.PreTrainedModel``, to be copied and never used
-    :param missing: names of the parameters and buffers that were not found in its weights, or did not fit
-    """
-
-    network: Any
-    missing: frozenset[str]
-
-    def new(self) -> Any:
-        """Return a copy; what was missing is drawn from torch's global random numbers, as ``transformers`` does it."""
-        network = copy.deepcopy(self.network)
-        for module in network.modules():
-            module._is_hf_initialized = False
-        for name, tensor in chain(network.named_parameters(), network.named_buffers()):
-            tensor._is_hf_initialized = name not in self.missing
-        network.initialize_weights()
-        return network
-
-
-def template(load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Template:
-    """Return what ``load`` reads as a template; torch's global random numbers are left as they were.
-
-    :param load: calls ``from_pretrained`` with ``output_loading_info=True``
-    """
-    with torch.random.fork_rng(devices=[]):
-        network, report = load()
-    mismatched = {entry[0] for entry in report["mismatched_keys"]}
-    return Template(network, frozenset(report["missing_keys"] | mismatched))
-
-
 @lru_cache(maxsize=2)
 def _pretrained(id: str, location: str, channels: int, classes: int, config: str) -> Template:
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
 
-    def load() -> tuple[Any, Mapping[str, Any]]:
-        with _explained(location, id):
+    with quiet():
+        with explained(location, "weights", id):
             own = AutoConfig.from_pretrained(location)
         _require_image_classifier(f"Model type of id {id!r}", own.model_type)
         with _valid_settings(f"id {id!r}"):
             wanted = AutoConfig.from_pretrained(location, **_settings(own, channels, classes, json.loads(config)))
-        with _explained(location, id):
-            return AutoModelForImageClassification.from_pretrained(
-                location, config=wanted, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-            )
-
-    with _quiet():
-        return template(load)
-
-
-def _location(id: str) -> str:
-    root = os.environ.get(DATA_ROOT)
-    folder = Path(root) / id if root else None
-    return str(folder) if folder and folder.is_dir() else id
+        with explained(location, "weights", id):
+            return read_template("AutoModelForImageClassification", location, config=wanted)
 
 
 def _settings(default: Any, channels: int, classes: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,39 +121,6 @@ def _valid_settings(what: str) -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         raise InvalidSettingError(f"config of {what} is not valid: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _explained(location: str, id: str) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        root = os.environ.get(DATA_ROOT)
-        places = f"{f'no folder {Path(root) / id}' if root else f'{DATA_ROOT} is not set'}; and on the Hub"
-        raise DataNotFoundError(
-            f"No weights for {id!r}. Looked in: {location if Path(location).is_dir() else places}: {reason}. Either "
-            f"set {DATA_ROOT} to a folder that holds {id}/ as save_pretrained writes it, or give the path of such a "
-            "folder as id, or run once with a network so that the Hub's copy is cached."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ``transformers`` from drawing progress bars and from reporting that a head is new."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 _SMALL_VIT = {

@@ -7,8 +7,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +35,58 @@ def locate(hub_id: str) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A pretrained model as it was read, and the names of the parameters that a new run draws: those of its head."""
+    """A pretrained model as it was read, to be copied and never used.
 
-    model: nn.Module
-    fresh: tuple[str, ...]
+    :param model: a ``transformers.PreTrainedModel``
+    :param fresh: names of the parameters and buffers that each copy draws anew, those of its head above all
+    """
 
-    def new(self) -> nn.Module:
-        """Return a copy whose head is drawn from torch's global random numbers."""
+    model: Any
+    fresh: frozenset[str]
+
+    def new(self) -> Any:
+        """Return a copy; what is fresh is drawn from torch's global random numbers, as ``transformers`` does it."""
         model = copy.deepcopy(self.model)
-        for name in sorted({name.rpartition(".")[0] for name in self.fresh}):
-            model._init_weights(model.get_submodule(name))  # type: ignore[operator]
+        for module in model.modules():
+            module._is_hf_initialized = False
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            tensor._is_hf_initialized = name not in self.fresh
+        model.initialize_weights()
         return model
+
+
+def read_template(auto_class: str, location: str, **settings: Any) -> Template:
+    """Read a pretrained model; fresh is what its weights lack or do not fit.
+
+    Torch's global random numbers are left as they were.
+
+    :param auto_class: name of one of ``transformers``' Auto classes
+    :param settings: passed to ``from_pretrained``
+    """
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            location, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
+        )
+    mismatched = {entry[0] for entry in report["mismatched_keys"]}
+    return Template(copy.deepcopy(model), frozenset(report["missing_keys"] | mismatched))  # not mapped from the file
 
 
 @lru_cache(maxsize=_TEMPLATES_KEPT)
 def template(auto_class: str, location: str, **settings: Any) -> Template:
-    """Return the pretrained model at a location; torch's global random numbers are left as they were.
+    """Return the pretrained model at a location, its head fresh; torch's global random numbers stay as they were.
 
     :param auto_class: name of one of ``transformers``' Auto classes
     :param location: what :func:`locate` returned
     :param settings: passed to ``from_pretrained``
     :raises DataNotFoundError: if there are no weights to be had
     """
-    import transformers
-
-    with quiet(), torch.random.fork_rng(devices=[]), explained(location, "weights"):
-        model, report = getattr(transformers, auto_class).from_pretrained(
-            location, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
-        )
-    mismatched = (entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"])
-    names, body = [name for name, _ in model.named_parameters()], model.base_model_prefix + "."
-    head = [name for name in names if not name.startswith(body)]
-    if len(head) == len(names):  # a model without a head is all body
-        head = []
-    fresh = {*report["missing_keys"], *mismatched, *head}
-    return Template(copy.deepcopy(model), tuple(sorted(fresh)))  # the copy is in memory, not mapped from the file
+    with quiet(), explained(location, "weights"):
+        read = read_template(auto_class, location, **settings)
+    names, body = {name for name, _ in read.model.named_parameters()}, read.model.base_model_prefix + "."
+    head = {name for name in names if not name.startswith(body)}
+    return read if head == names else replace(read, fresh=read.fresh | head)  # without a head it is all body
 
 
 def new_from_config(auto_class: str, location: str, **settings: Any) -> nn.Module:
@@ -100,16 +118,22 @@ def load_tokenizer(location: str) -> Any:
 
 
 @contextmanager
-def explained(location: str, what: str) -> Iterator[None]:
-    """Turn what ``transformers`` raises for something that cannot be found into one clear error."""
+def explained(location: str, what: str, hub_id: str | None = None) -> Iterator[None]:
+    """Turn what ``transformers`` raises for something that cannot be found into one clear error.
+
+    :param location: what :func:`locate` returned
+    :param what: what is looked for
+    :param hub_id: what it was asked for; None: ``location``
+    """
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split()[:60])
-        looked = os.environ.get(DATA_ROOT) or f"{DATA_ROOT} is not set"
+        hub_id, root, reason = hub_id or location, os.environ.get(DATA_ROOT), " ".join(str(error).split()[:60])
+        places = f"{f'no folder {root}/{hub_id}' if root else f'{DATA_ROOT} is not set'}; and on the Hub"
         raise DataNotFoundError(
-            f"No {what} for {location!r}: {reason} Looked in: {looked}; and on the Hub. Either set {DATA_ROOT} to a "
-            "folder that holds them under that id, or run once with a network so that the Hub's copy is cached."
+            f"No {what} for {hub_id!r}. Looked in: {location if Path(location).is_dir() else places}: "
+            f"{reason.rstrip('.')}. Either set {DATA_ROOT} to a folder that holds {hub_id}/ as save_pretrained writes "
+            "it, or give the path of such a folder, or run once with a network so that the Hub's copy is cached."
         ) from error
 
 
