@@ -11,12 +11,15 @@ from gns.errors import (
 )
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import LayerGraph, layer_graph
+from gns.lr_schedulers import REXLR, ProfileLR
 from gns.network import NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
+from gns.schedule import Schedule
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "REXLR",
     "DecisionConfig",
     "DecisionCore",
     "GNSError",
@@ -30,6 +33,8 @@ __all__ = [
     "OutOfOrderError",
     "PolicyConfig",
     "PolicyFormatError",
+    "ProfileLR",
+    "Schedule",
     "Snapshot",
     "UnknownNameError",
     "layer_graph",

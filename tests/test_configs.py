@@ -1,5 +1,7 @@
 """Every YAML file under configs composes, builds, and says what the code says."""
 
+import dataclasses
+
 import pytest
 
 from agents.command import plain
@@ -9,7 +11,7 @@ from agents.settings import build
 from agents.training import TrainConfig
 from envs.tasks import get_task, known_tasks
 from evaluate import _OUTSIDE_PROTOCOL
-from gns import GNSPolicy
+from gns import GNSPolicy, Schedule
 from gns.errors import InvalidSettingError
 from gns.profiles import PROFILES
 from train_agent import _OUTSIDE_TRAINING
@@ -32,11 +34,21 @@ def test_several_tasks_can_be_picked(compose):
     assert get_task("mnist1d_mlp", **content["mnist1d_mlp"]).budget == 77
 
 
-def test_each_schedule_has_a_config_and_builds(compose):
-    controllers = plain(compose("evaluate"))["controller"]
-    for name in PROFILES:
-        controller = make_controller(name, controllers[name])
-        assert controller.name == name and controller.tuned
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_schedule_has_a_config_and_builds(name, compose):
+    content = plain(compose("evaluate", f"controller=[{name}]"))["controller"]
+    assert list(content) == [name] and content[name]["profile"] == name
+    known = [field.name for field in dataclasses.fields(Schedule)]
+    assert 0.0 < Schedule(**{key: value for key, value in content[name].items() if key in known})(0.0) <= 1.0
+    controller = make_controller(name, content[name])
+    assert controller.name == name and controller.tuned
+
+
+def test_settings_of_a_schedule_can_be_overridden(compose):
+    pick = ["controller=[delayed-linear,rex]", "controller.delayed-linear.settings.delay=0.25"]
+    content = plain(compose("evaluate", *pick, "+controller.rex.sampling=10-10"))["controller"]
+    assert content["delayed-linear"]["settings"] == {"delay": 0.25}
+    assert content["rex"]["sampling"] == "10-10"
 
 
 @pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper")])
