@@ -75,10 +75,10 @@ def run_job(job: Job) -> dict[str, Any]:
         "metric": episode.task.metric_name,
         "test_metric": math.nan,
         "test_metrics": "{}",
-        "updates": run.updates,
-        "evaluations": run.evaluations,
-        "seconds": run.seconds,
-        "rollbacks": run.rollbacks,
+        "updates": run.ledger.updates,
+        "evaluations": run.ledger.evaluations,
+        "seconds": run.ledger.seconds,
+        "rollbacks": run.ledger.rollbacks,
     }
     if job.report:
         figures = evaluate_split(run.model, episode.task, _test_split(episode.task, episode.device))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks.base import Split, Task
-from gns.errors import UnknownNameError, require_positive
+from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError, require_positive
 
 OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
 _MEGA_BATCH = 50  # batches whose examples are sorted by length together, as the HF Trainer does
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, fused=True),
     "sgdm": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True),
@@ -51,12 +53,19 @@ class TrainingRun:
     :param learning_rate: initial learning rate
     :param seed: seed of initial weights, data order and whatever the model draws
     :param device: where to train
+    :param make_optimizer: makes the optimizer from parameters and learning rate in place of the one that is named
     :raises UnknownNameError: if there is no such optimizer
     :raises InvalidSettingError: if the learning rate is not positive
     """
 
     def __init__(
-        self, task: Task, optimizer: str, learning_rate: float, seed: int, device: torch.device | str = "cpu"
+        self,
+        task: Task,
+        optimizer: str,
+        learning_rate: float,
+        seed: int,
+        device: torch.device | str = "cpu",
+        make_optimizer: OptimizerFactory | None = None,
     ) -> None:
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
@@ -68,57 +77,238 @@ class TrainingRun:
         self._random_state = _seeded_random_state(seed, self.device)
         with self._own_random_numbers():
             self.model = task.new_model().to(self.device).train()
-        self.optimizer = OPTIMIZERS[optimizer](task.parameter_groups(self.model), learning_rate)
+        make_optimizer = make_optimizer or OPTIMIZERS[optimizer]
+        self.optimizer = make_optimizer(task.parameter_groups(self.model), learning_rate)
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         self._held = [parameter for parameter in self.model.parameters() if parameter in held]
         self._order_generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)
         self._cursor = 0
+        self._reward_cursor = 0
+        self._scaler = torch.amp.GradScaler(self.device.type) if task.precision == "float16" else None
+        self._unscaled = False
+        self._graph: list[Tensor] | None = None
         self.loss: Tensor  # of the batch whose gradient is pending
 
-    def compute_gradient(self) -> Tensor:
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer holds, in the model's order."""
+        return self._held
+
+    def compute_gradient(self, keep_graph: bool = False) -> Tensor:
         """Draw the next batch and compute its gradient, clipped if the task says so, which is then pending.
 
+        An update that the scaler of precision ``float16`` will leave out has a pending gradient of 0.
+
+        :param keep_graph: keep what :meth:`hessian_vector_product` needs, until the next call
         :return: the batch's mean loss, a scalar tensor, also kept in ``loss``
+        :raises InvalidSettingError: if the graph is to be kept at precision ``float16``
         """
         task = self.task
+        if keep_graph and self._scaler is not None:
+            raise InvalidSettingError("No Hessian at precision 'float16'; expected 'float32' or 'bfloat16' for it.")
         with self._own_random_numbers():
             rows = self._next_rows()
             self.model.zero_grad()
-            losses = []
+            losses: list[Tensor] = []
+            self._graph = None
             for part in rows.tensor_split(min(task.accumulation, len(rows))):
                 inputs, targets = self._train.batch(part)
                 with autocast(task, self.device):
                     loss = task.loss(self.model(task.prepare(inputs, True)), targets)
                 losses.append(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
-                losses[-1].backward()
+                if keep_graph:
+                    self._add_graph(losses[-1])
+                else:
+                    (self._scaler.scale(losses[-1]) if self._scaler else losses[-1]).backward()
             self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            if self._scaler is not None:
+                self._unscale()
+            if keep_graph:
+                self._publish_graph()
             if task.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._held, task.clip_norm)
         return self.loss
 
+    def _unscale(self) -> None:
+        assert self._scaler is not None
+        self._forget_pending()
+        self._scaler.unscale_(self.optimizer)
+        self._unscaled = True
+        gradients = [p.grad for p in self._held if p.grad is not None]
+        if gradients and not torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all():
+            torch._foreach_zero_(gradients)
+
+    def _forget_pending(self) -> None:
+        """Let the scaler take a new gradient where the last one was never applied."""
+        if self._scaler is not None and self._unscaled:
+            self._scaler.update()
+            self._unscaled = False
+
+    def _add_graph(self, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self._held, create_graph=True, materialize_grads=True)
+        before = self._graph
+        self._graph = list(gradients) if before is None else [a + b for a, b in zip(before, gradients, strict=True)]
+
+    def _publish_graph(self) -> None:
+        """Make the gradients pending."""
+        assert self._graph is not None
+        for parameter, gradient in zip(self._held, self._graph, strict=True):
+            parameter.grad = gradient.detach().clone()
+
+    def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Return J v for the pending gradient, J its derivative by :attr:`parameters`: the loss's Hessian.
+
+        One backward pass through the gradient's own graph (Pearlmutter, 1994), which is freed. Of a clipped gradient
+        ``s g`` with ``s = clip_norm / |g|`` the derivative is that of the clipped one, which is not symmetric.
+
+        :param vectors: v, tensors of the parameters' shapes
+        :raises OutOfOrderError: unless ``compute_gradient(keep_graph=True)`` came just before
+        """
+        if self._graph is None:
+            raise OutOfOrderError("hessian_vector_product() needs compute_gradient(keep_graph=True) just before it.")
+        graph, self._graph = self._graph, None
+        reachable = [(g, v) for g, v in zip(graph, vectors, strict=True) if g.requires_grad]
+        if not reachable:
+            return [torch.zeros_like(parameter) for parameter in self._held]
+        gradients, weights = zip(*reachable, strict=True)
+        product = torch.autograd.grad(gradients, self._held, grad_outputs=weights, materialize_grads=True)
+        return list(product) if self.task.clip_norm is None else self._clipped(graph, product, self.task.clip_norm)
+
+    @torch.no_grad()
+    def _clipped(self, gradients: Sequence[Tensor], product: Sequence[Tensor], limit: float) -> list[Tensor]:
+        """Carry H v through the clipping: ``s H v - g (s / |g|) <g, H v> / |g|`` where it clips."""
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        scale = limit / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+        if scale >= 1.0:
+            return list(product)
+        along = torch.stack([(g * p).sum() for g, p in zip(gradients, product, strict=True)]).sum() / norm
+        return [scale * (p - g * along / (norm + 1e-6)) for g, p in zip(gradients, product, strict=True)]
+
+    def reward_gradient(self) -> list[Tensor]:
+        """Return the gradient of the loss on the next batch of the reward split, in evaluation mode.
+
+        The reward split is passed through in its own order, again and again. Pending gradient, random numbers and
+        buffers stay as they are.
+
+        :return: tensors of the shapes of :attr:`parameters`
+        """
+        size = min(self.task.batch_size, len(self._reward))
+        if self._reward_cursor + size > len(self._reward):
+            self._reward_cursor = 0
+        rows = torch.arange(self._reward_cursor, self._reward_cursor + size)
+        self._reward_cursor += size
+        modes = [(module, module.training) for module in self.model.modules()]
+        with self._undisturbed():
+            self.model.eval()
+            try:
+                inputs, targets = self._reward.batch(rows)
+                with autocast(self.task, self.device):
+                    loss = self.task.loss(self.model(self.task.prepare(inputs, False)), targets)
+                return list(torch.autograd.grad(loss, self._held, materialize_grads=True))
+            finally:
+                for module, training in modes:
+                    module.training = training
+
     def apply_update(self) -> None:
         """Apply the pending gradient."""
-        self.optimizer.step()
+        self._graph = None
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+            self._unscaled = False
+
+    @torch.no_grad()
+    def recalibrate_batch_norm(self, batches: int = 50) -> None:
+        """Replace batch norm's running statistics by the mean over training batches at the present weights.
+
+        What optimizers whose evaluated weights are not those they train with need (Defazio et al., "The Road Less
+        Scheduled", 2024). Random numbers and data position stay as they are; without batch norm it does nothing.
+
+        :param batches: training batches to pass, at most one pass over the training split
+        """
+        norms = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        ]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        modes = [(module, module.training) for module in self.model.modules()]
+        size = min(self.task.batch_size, len(self._train))
+        rows = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(0))
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over batches
+            self.model.train()
+            with self._undisturbed():
+                for part in rows[: len(rows) // size * size].split(size)[:batches]:
+                    inputs, _ = self._train.batch(part)
+                    with autocast(self.task, self.device):
+                        self.model(self.task.prepare(inputs, True))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for module, training in modes:
+                module.training = training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, between updates: copies, no references.
+
+        Model, optimizer, random numbers, data position and scaler; learning rates are among the optimizer's.
+        """
+        return {
+            "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "random": [state.clone() for state in self._random_state],
+            "order": self._order.clone(),
+            "cursor": self._cursor,
+            "order_generator": self._order_generator.get_state(),
+            "reward_cursor": self._reward_cursor,
+            "scaler": self._scaler_state(),
+        }
+
+    def _scaler_state(self) -> dict[str, Any] | None:
+        return None if self._scaler is None else copy.deepcopy(self._scaler.state_dict())
+
+    def _load_scaler(self, state: dict[str, Any] | None) -> None:
+        if self._scaler is not None and state is not None:
+            self._forget_pending()
+            self._scaler.load_state_dict(copy.deepcopy(state))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict` of a run of the same task and optimizer; any pending gradient is dropped."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._random_state = [value.clone() for value in state["random"]]
+        self._order, self._cursor = state["order"].clone(), state["cursor"]
+        self._order_generator.set_state(state["order_generator"])
+        self._reward_cursor = state["reward_cursor"]
+        self._load_scaler(state["scaler"])
+        self.model.zero_grad()
+        self._graph = None
 
     def evaluate_reward_split(self) -> Figures:
         """Return loss and metrics on the reward split; whatever the model draws, the run's random numbers stay."""
-        with self._own_random_numbers():
-            before = self._random_state
-            figures = evaluate_split(self.model, self.task, self._reward)
-            _set_random_state(before, self.device)
-        return figures
+        with self._undisturbed():
+            return evaluate_split(self.model, self.task, self._reward)
 
     def position(self) -> Callable[[], None]:
-        """Remember the data position, the random numbers and the model's buffers; the call returned goes back to them.
+        """Remember data position, random numbers, scaler and the model's buffers; the call returned goes back to them.
 
         Buffers are part of it because a forward pass moves them (batch norm's running statistics) before any update.
         """
         order, cursor = self._order, self._cursor
         order_state, random_state = self._order_generator.get_state(), self._random_state
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        scaler = self._scaler_state()
 
         def go_back() -> None:
+            self._load_scaler(scaler)
             self._order, self._cursor = order, cursor
             self._order_generator.set_state(order_state)
             self._random_state = random_state
@@ -138,6 +328,16 @@ class TrainingRun:
         rows = self._order[self._cursor : self._cursor + size]
         self._cursor += size
         return rows
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Use the run's random numbers, and put them back."""
+        with self._own_random_numbers():
+            before = self._random_state
+            try:
+                yield
+            finally:
+                _set_random_state(before, self.device)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -170,7 +370,8 @@ def group_by_length(order: Tensor, lengths: Tensor, size: int, generator: torch.
 
 def autocast(task: Task, device: torch.device) -> torch.autocast:
     """Return the context that forward passes of a task run under; it does nothing at precision ``float32``."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=task.precision == "bfloat16")
+    dtype = torch.float16 if task.precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=task.precision != "float32")
 
 
 @torch.no_grad()
@@ -197,7 +398,7 @@ def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None
     joined: Any = collected[0] if len(collected) == 1 else torch.cat(collected)
     if split.lengths is not None:
         joined = joined[rows.argsort().to(joined.device)]
-    if joined.dtype == torch.bfloat16:
+    if joined.dtype in (torch.bfloat16, torch.float16):
         joined = joined.float()
     return Figures(
         float(torch.stack(losses).sum()), {name: float(metric(joined, split)) for name, metric in task.metrics.items()}

@@ -21,6 +21,8 @@ class PlainRun:
 
 
 def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, fused=True)
     if name == "sgdm":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
     if name == "adam":

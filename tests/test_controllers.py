@@ -33,7 +33,7 @@ def test_a_schedule_sets_its_closed_form_at_every_update(name, optimizer):
     run = ScheduleController(name, name).train(episode(optimizer=optimizer))
     profile = get_profile(name)
     assert run.rates == [0.003 * profile(t / 40) for t in range(40)]
-    assert (run.updates, run.evaluations, run.rollbacks) == (40, 1, 0)
+    assert (run.ledger.updates, run.ledger.evaluations, run.ledger.rollbacks) == (40, 1, 0)
     assert math.isfinite(run.reward_loss)
 
 
@@ -85,13 +85,13 @@ def test_momentum_is_cycled_only_where_asked():
 
 
 def test_a_policy_spends_no_pass_over_the_reward_split_but_the_last(policy_folder):
-    run = PolicyController(policy_folder).train(episode())
-    assert (run.updates, run.evaluations, run.rollbacks) == (40, 1, 0)
+    run = PolicyController("policy", policy_folder).train(episode())
+    assert (run.ledger.updates, run.ledger.evaluations, run.ledger.rollbacks) == (40, 1, 0)
     assert len(run.rates) == 40
 
 
 def test_a_policy_is_the_same_function_of_the_seed_every_time(policy_folder):
-    first, second = (PolicyController(policy_folder).train(episode()) for _ in range(2))
+    first, second = (PolicyController("policy", policy_folder).train(episode()) for _ in range(2))
     assert first.rates == second.rates and first.reward_loss == second.reward_loss
 
 
@@ -101,7 +101,7 @@ def test_a_policy_that_is_not_there_is_refused_before_any_run(tmp_path):
 
 
 def test_a_controller_keeps_the_policy_it_was_made_with(policy_folder):
-    controller = PolicyController(policy_folder)
+    controller = PolicyController("policy", policy_folder)
     before = controller.train(episode())
     torch.manual_seed(7)
     other = GNSPolicy()
@@ -109,7 +109,7 @@ def test_a_controller_keeps_the_policy_it_was_made_with(policy_folder):
         other.network.actor[2].bias.fill_(1.0)
     other.save_pretrained(policy_folder)
     assert controller.train(episode()).rates == before.rates
-    assert PolicyController(policy_folder).train(episode()).rates != before.rates
+    assert PolicyController("policy", policy_folder).train(episode()).rates != before.rates
 
 
 def test_unknown_kinds_profiles_and_settings_are_named():
@@ -124,7 +124,7 @@ def test_unknown_kinds_profiles_and_settings_are_named():
 def test_rows_are_the_same_in_one_process_and_in_two(policy_folder):
     jobs = [
         Job(controller, episode(seed=seed))
-        for controller in (ScheduleController("rex", "rex"), PolicyController(policy_folder))
+        for controller in (ScheduleController("rex", "rex"), PolicyController("policy", policy_folder))
         for seed in (0, 1)
     ]
     ticks = []

@@ -133,7 +133,7 @@ def small(tmp_path_factory):
         [
             ScheduleController("rex", "rex"),
             ScheduleController("linear", "linear"),
-            PolicyController(str(folder / "policy")),
+            PolicyController("policy", str(folder / "policy")),
         ],
         [get_task("digits_mlp")],
         config,

@@ -243,7 +243,7 @@ def test_training_on_a_mix_moves_encoder_actor_and_critic(trained, tasks):
 def evaluation(tasks, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed") / "policy"
     trained[0][0].save_pretrained(folder)
-    controllers = [ScheduleController("rex", "rex"), PolicyController(folder)]
+    controllers = [ScheduleController("rex", "rex"), PolicyController("policy", folder)]
     return evaluate(controllers, tasks, EvaluationConfig(optimizers=None, budgets=None, seeds=1, workers=0, widen=0))
 
 

@@ -287,11 +287,11 @@ def test_a_batch_has_at_most_as_many_parts_as_examples():
         get_task("digits_mlp", batch_size=4, accumulation=5)
 
 
-@pytest.mark.parametrize("value", ["bf16", "float16", None, True, 32], ids=repr)
+@pytest.mark.parametrize("value", ["bf16", "float64", None, True, 32], ids=repr)
 def test_an_unknown_precision_is_named_with_the_known_ones(value):
     for make in (partial(get_task, "digits_mlp"), small_task):
         with pytest.raises(
-            UnknownNameError, match=f"precision of task .*{value!r}; expected one of: bfloat16, float32"
+            UnknownNameError, match=f"precision of task .*{value!r}; expected one of: bfloat16, float16, float32"
         ):
             make(precision=value)
 
@@ -554,7 +554,7 @@ def test_small_gradients_are_left_alone_to_the_last_bit():
 
 @every_optimizer
 def test_a_clipped_run_is_a_plain_loop_that_clips(optimizer):
-    task, rate = small_task(), {"sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}[optimizer]
+    task, rate = small_task(), {"sgd": 0.1, "sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}[optimizer]
     run = TrainingRun(replace(task, clip_norm=0.3), optimizer, rate, seed=6)
     for _ in range(20):
         run.compute_gradient()
@@ -686,7 +686,7 @@ def test_float32_computes_nothing_in_bfloat16():
 
 
 def test_losses_in_bfloat16_are_close_to_those_in_float32():
-    exact, rough = (TrainingRun(small_task(precision=name), "adam", 1e-3, seed=5) for name in PRECISIONS)
+    exact, rough = (TrainingRun(small_task(precision=name), "adam", 1e-3, seed=5) for name in ("float32", "bfloat16"))
     pairs = []
     for _ in range(30):
         pairs.append((exact.compute_gradient().item(), rough.compute_gradient().item()))
@@ -704,7 +704,7 @@ def test_metrics_get_float32_from_evaluations_in_bfloat16():
         given.append(outputs)
         return 0.0
 
-    for precision in PRECISIONS:
+    for precision in ("float32", "bfloat16"):
         run = TrainingRun(small_task(precision=precision, metrics={"none": note}), "adam", 1e-3, seed=5)
         run.evaluate_reward_split()
     assert [outputs.dtype for outputs in given] == [torch.float32] * 2
@@ -715,7 +715,7 @@ def test_metrics_get_float32_from_evaluations_in_bfloat16():
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn", "glue_mrpc"])
 def test_the_layer_graph_is_the_same_in_bfloat16(name):
     make = partial(text_task, name) if name.startswith("glue") else partial(get_task, name, batch_size=8)
-    runs = [TrainingRun(make(precision=precision), "adamw", 1e-3, seed=0) for precision in PRECISIONS]
+    runs = [TrainingRun(make(precision=precision), "adamw", 1e-3, seed=0) for precision in ("float32", "bfloat16")]
     one, other = (layer_graph(run.model, run.compute_gradient()) for run in runs)
     assert one == other
 

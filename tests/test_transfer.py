@@ -213,7 +213,7 @@ def test_the_heat_map_grows_with_the_matrix_and_stands_any_name(hand, tmp_path):
 def test_a_policy_says_what_it_was_trained_on(tmp_path):
     for training, said in (({"tasks": "a, b"}, "a, b"), ({}, "unknown"), ({"tasks": ["a"]}, "unknown")):
         GNSPolicy(PolicyConfig(training=training)).save_pretrained(tmp_path / "policy")
-        assert PolicyController(tmp_path / "policy").trained_on == said
+        assert PolicyController("policy", tmp_path / "policy").trained_on == said
 
 
 SMALL = [

@@ -1,4 +1,4 @@
-"""Controllers by name. A method is one file here and one config in ``configs/controller``."""
+"""Controllers by name. A method is one file here, found by itself, and one config in ``configs/controller``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agents.controllers.base import Controller, TrainedRun
+from agents.controllers.base import Controller, Ledger, Session, TrainedRun, controller_kinds
 from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import ScheduleController
+from agents.settings import build
 from gns.errors import InvalidSettingError, UnknownNameError
 
 __all__ = [
     "Controller",
+    "Ledger",
     "PolicyController",
     "ScheduleController",
+    "Session",
     "TrainedRun",
+    "controller_kinds",
     "make_controller",
     "make_controllers",
     "policy_name",
 ]
-
-_KINDS: dict[str, Any] = {"schedule": ScheduleController, "policy": PolicyController}
 
 
 def make_controllers(settings: Mapping[str, Mapping[str, Any]]) -> list[Controller]:
@@ -56,15 +58,13 @@ def make_controller(name: str, settings: Mapping[str, Any]) -> Controller:
     """Return a controller from its config: ``kind`` and the settings of that kind.
 
     :raises UnknownNameError: if the kind or a setting is unknown
+    :raises InvalidSettingError: if a setting has a value it cannot have
     """
     settings = dict(settings)
-    kind = settings.pop("kind", None)
-    if kind not in _KINDS:
-        raise UnknownNameError("kind of controller", str(kind), _KINDS)
-    try:
-        return _KINDS[kind](name=name, **settings)
-    except TypeError as error:
-        raise UnknownNameError(f"setting of controller {name}", str(error), settings) from error
+    kind, kinds = settings.pop("kind", None), controller_kinds()
+    if kind not in kinds:
+        raise UnknownNameError("kind of controller", str(kind), kinds)
+    return build(kinds[kind], {"name": name, **settings}, where=f"controller.{name}")
 
 
 def policy_name(source: str) -> str:
@@ -84,7 +84,7 @@ def _sources(name: str, policies: Any) -> list[tuple[str, str]]:
     sources = list(policies.values() if by_name else policies)
     if not sources or not all(isinstance(source, str) and source for source in sources):
         raise InvalidSettingError(
-            f"policy of controller {name} is {policies!r}; expected a folder or Hub id, a list of them, or a mapping "
+            f"controller.{name}.policy is {policies!r}; expected a folder or Hub id, a list of them, or a mapping "
             "of names to them."
         )
     return list(zip(map(str, policies) if by_name else map(policy_name, sources), sources, strict=True))

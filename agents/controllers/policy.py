@@ -2,68 +2,181 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
+from torch import Tensor
 
-from agents.controllers.base import Stopwatch, TrainedRun
-from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv
+from agents.controllers.acting import ActingPolicy
+from agents.controllers.base import Controller, Session, new_run
+from envs.learning_rate_env import Episode
+from envs.training_run import TrainingRun
+from gns.decision import DecisionConfig, DecisionCore, Observation
 from gns.errors import InvalidSettingError
 from gns.guard import GuardConfig
+from gns.layer_graph import layer_graph
 from gns.policy import GNSPolicy
 
 UNKNOWN = "unknown"
 
 
-class PolicyController:
-    """Drives the environment with a frozen policy: one run, no tuning, no pass over the reward split but the last.
+@dataclass(frozen=True)
+class PolicyController(Controller):
+    """A frozen policy: one run from any initial rate, no tuning, no pass over the reward split but the last.
 
-    :param policy: folder or Hub id of a policy
-    :param name: its name in tables
+    It decides as in :class:`envs.learning_rate_env.LearningRateEnv`, through the same features and decision core, and
+    its runs equal that environment's to the last bit. (A policy whose features need validation, such as SRLS, pays a
+    pass at every decision.)
+
+    :param policy: folder or Hub id of a policy, read once
     :param guard: when a run is taken back
     :raises InvalidSettingError: if ``policy`` is neither text nor a path
     :raises PolicyFormatError: if the policy cannot be loaded
     """
 
-    tuned = False
+    kind: ClassVar[str] = "policy"
 
-    def __init__(self, policy: str | Path, name: str = "policy", guard: GuardConfig | None = None) -> None:
-        self.name, self._guard = name, guard or GuardConfig()
-        if not isinstance(policy, str | Path) or not str(policy):
-            raise InvalidSettingError(f"policy of controller {name} is {policy!r}; expected a folder or a Hub id.")
-        self._policy = GNSPolicy.from_pretrained(policy)
+    policy: str = ""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, str | Path) or not str(self.policy):
+            raise InvalidSettingError(
+                f"policy of controller {self.name} is {self.policy!r}; expected a folder or a Hub id."
+            )
+        self.network  # noqa: B018  (read now: a policy that cannot be loaded is refused before any run)
+
+    @cached_property
+    def network(self) -> GNSPolicy:
+        """The policy itself."""
+        return GNSPolicy.from_pretrained(self.policy)
 
     @property
     def trained_on(self) -> str:
         """Names of the tasks the policy was trained on, comma-separated; ``unknown`` if it does not say."""
-        tasks = self._policy.config.training.get("tasks")
+        tasks = self.network.config.training.get("tasks")
         return tasks if tasks and isinstance(tasks, str) else UNKNOWN
 
-    def train(self, episode: Episode) -> TrainedRun:
-        """Train a run."""
-        policy = self._policy
-        config = EnvConfig(
-            optimizers=(episode.optimizer,),
-            budgets=(episode.budget, episode.budget),
-            learning_rates={episode.optimizer: (episode.learning_rate, episode.learning_rate)},
-            decision=policy.config.decision,
-            guard=self._guard,
-            reward_probability=0.0,
-            device=episode.device,
-        )
-        watch = Stopwatch()
-        env = LearningRateEnv([episode.task], config)
-        _, info = env.reset(seed=episode.seed, options={"seed": episode.seed})
-        terminated = False
-        while not terminated:
-            action = policy.act(env.observation)
-            _, _, terminated, _, info = env.step(np.array([action]))
-        return TrainedRun(
-            model=env.run.model,
-            reward_loss=info["reward_loss"],
-            updates=info["update"],
-            evaluations=info["evaluations"] - 1,  # the one before training serves the reward alone
-            rollbacks=info["rollbacks"],
-            seconds=watch.seconds(),
-            rates=env.rates,
-        )
+    def start(self, episode: Episode) -> Session:
+        """Begin a training run."""
+        return _PolicySession(new_run(episode), episode, self.network, self.guard)
+
+    def acting(self, decision: DecisionConfig) -> ActingPolicy:
+        """Return the policy as an agent.
+
+        :raises InvalidSettingError: if the environment turns actions into rates in another way than the policy's own
+        """
+        if decision != self.network.config.decision:
+            raise InvalidSettingError(
+                f"The environment's decisions are {decision}; expected the policy's own, "
+                f"{self.network.config.decision}. Make the environment with EnvConfig(decision=policy.config.decision)."
+            )
+        return ActingPolicy(self.network)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the kind, the guard and the policy itself: its settings and a digest of its weights, not its path."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        config = self.network.config
+        return {
+            "kind": self.kind,
+            "guard": asdict(self.guard),
+            "network": asdict(config.network),
+            "decision": asdict(config.decision),
+            "weights": digest.hexdigest(),
+        }
+
+
+class _PolicySession(Session):
+    def __init__(self, run: TrainingRun, episode: Episode, policy: GNSPolicy, guard: GuardConfig) -> None:
+        super().__init__(run, episode.budget)
+        self._policy, self._guard = policy, guard
+        self._core: DecisionCore | None = None  # made on the first gradient, off which the layer graph is read
+        self._coming: dict[str, Any] | None = None  # the run before the gradient that a decision is taken on
+        self._good: dict[str, Any] | None = None
+        self._good_steps = 0
+        self._lost = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the run diverged more often than the guard allows."""
+        return self._lost or super().finished
+
+    def before_gradient(self) -> None:
+        """Keep the run as it is now, in case it is good."""
+        if self._guard.enabled and (self._core is None or self._core.decision_due):
+            self._coming = self.run.state_dict()
+
+    def before_update(self) -> None:
+        """Take a decision if one is due, on the pending gradient."""
+        core = self._core or self._make_core()
+        if core.decision_due:
+            observation = self._observe(core, self._coming)
+            self._coming = None
+            if self._lost:
+                return
+            core.decide(self._policy.act(observation))
+        core.before_update()
+        self.rates.append(core.learning_rate)
+
+    def after_update(self, loss: Tensor) -> None:
+        """Note the loss; the last interval is checked like every other."""
+        super().after_update(loss)
+        assert self._core is not None
+        self._core.after_update(loss)
+        if self._core.finished:
+            self._observe(self._core, None)
+
+    def _make_core(self) -> DecisionCore:
+        graph = layer_graph(self.run.model, self.run.loss)
+        self._core = DecisionCore(self.run.model, self.run.optimizer, graph, self.budget, self._policy.config.decision)
+        return self._core
+
+    def _observe(self, core: DecisionCore, coming: dict[str, Any] | None) -> Observation:
+        """Observe, and take the run back to the last good snapshot if it diverged; else ``coming`` is the next."""
+        observation = core.observe()
+        if core.update == 0 or not core.diverged(self._guard.loss_multiple):
+            self._good, self._good_steps = coming, core.steps
+            return observation
+        if not self._guard.enabled:
+            self._lost = not bool(core.statistics.finite)
+            return observation
+        assert self._good is not None
+        self.ledger.rollbacks += 1
+        self.run.load_state_dict(self._good)
+        core.roll_back(self._guard.cut, self._good_steps)
+        self._lost = self.ledger.rollbacks > self._guard.max_rollbacks
+        if not self._lost and not core.finished:
+            self.run.compute_gradient()
+        return core.observe()
+
+    def own_state(self) -> dict[str, Any]:
+        """The decision core's state and the last good snapshot."""
+        return {
+            "core": None if self._core is None else self._core.state_dict(),
+            "good": copy.deepcopy(self._good),
+            "good_steps": self._good_steps,
+            "lost": self._lost,
+        }
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Put them back; the layer graph is read off a gradient that nobody applies."""
+        if state["core"] is None:
+            self._core = None
+        else:
+            if self._core is None:
+                before = self.run.state_dict()
+                self.run.compute_gradient()
+                self._make_core()
+                self.run.load_state_dict(before)
+            assert self._core is not None
+            self._core.load_state_dict(state["core"])
+        self._good, self._good_steps = copy.deepcopy(state["good"]), state["good_steps"]
+        self._lost = state["lost"]

@@ -1,52 +1,84 @@
-"""Fixed schedules: the initial rate times a profile of progress, read at every update."""
+"""Fixed schedules: the initial rate times a function of progress."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from agents.controllers.base import Stopwatch, TrainedRun
+from agents.controllers.acting import Acting
+from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
-from gns.profiles import get_profile, onecycle_momentum
+from gns.decision_config import DecisionConfig
+from gns.profiles import onecycle_momentum
+from gns.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class ScheduleController:
+class ScheduleController(Controller):
     """A schedule of the REX paper (Chen et al., MLSys 2022, section 3): rate at update t is ``initial * f(t / T)``.
 
-    :param name: its name in tables
-    :param profile: name of f in :mod:`gns.profiles`
+    Nothing watches over its runs: one that diverges stays diverged.
+
+    :param profile: name of the profile in :mod:`gns.profiles`
     :param cycle_momentum: let momentum (Adam's beta1) run against the rate, as one-cycle does
+    :param sampling: how often the profile is read, see :data:`gns.schedule.SAMPLING_RATES`
+    :param warmup: share of the budget over which the rate first climbs to the profile's start
+    :param warmup_start: share of that start which the first update has
+    :param settings: settings of the profile
     """
 
-    name: str
-    profile: str
+    kind: ClassVar[str] = "schedule"
+    is_schedule: ClassVar[bool] = True
+    tuned: ClassVar[bool] = True
+
+    profile: str = "rex"
     cycle_momentum: bool = False
-    tuned: bool = True
+    sampling: str = "every-update"
+    warmup: float = 0.0
+    warmup_start: float = 0.01
+    settings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        get_profile(self.profile)
+        self.schedule()
 
-    def train(self, episode: Episode) -> TrainedRun:
-        """Train a run; nothing watches over it, and a run that diverges stays diverged."""
-        watch = Stopwatch()
-        run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
-        profile = get_profile(self.profile)
-        groups = [(group, group["lr"] / run.optimizer.param_groups[0]["lr"]) for group in run.optimizer.param_groups]
-        rates = []
-        for update in range(episode.budget):
-            progress = update / episode.budget
-            rates.append(episode.learning_rate * profile(progress))
-            for group, ratio in groups:
-                group["lr"] = ratio * rates[-1]
-                if self.cycle_momentum:
-                    set_momentum(group, onecycle_momentum(progress))
-            run.compute_gradient()
-            run.apply_update()
-        seconds = watch.seconds()
-        loss = run.evaluate_reward_split().loss
-        return TrainedRun(run.model, loss, episode.budget, 1, 0, seconds, rates)
+    def schedule(self) -> Schedule:
+        """Return its function of progress.
+
+        :raises UnknownNameError, InvalidSettingError: if there is no such profile, sampling rate or setting
+        """
+        return Schedule(self.profile, self.sampling, self.warmup, self.warmup_start, self.settings)
+
+    def start(self, episode: Episode) -> Session:
+        """Begin a training run."""
+        return _ScheduleSession(new_run(episode), episode, self.schedule(), self.cycle_momentum)
+
+    def acting(self, decision: DecisionConfig) -> Acting:
+        """Return the schedule as an agent; momentum stays as it is there."""
+        schedule = self.schedule()
+        return Acting(decision, lambda view, memory: view.initial * schedule(view.progress))
+
+
+class _ScheduleSession(Session):
+    def __init__(self, run: TrainingRun, episode: Episode, schedule: Schedule, cycle_momentum: bool) -> None:
+        super().__init__(run, episode.budget)
+        self._initial, self._schedule, self._cycle = episode.learning_rate, schedule, cycle_momentum
+
+    def before_update(self) -> None:
+        """Write the schedule's rate."""
+        self.rates.append(self._initial * self._schedule(self.progress))
+        self.set_rate(self.rates[-1])
+        if self._cycle:
+            for group in self.run.optimizer.param_groups:
+                set_momentum(group, onecycle_momentum(self.progress))
+
+    def own_state(self) -> dict[str, Any]:
+        """A schedule remembers nothing: its rate is a function of progress."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to put back."""
 
 
 def set_momentum(group: dict[str, Any], momentum: float) -> None:

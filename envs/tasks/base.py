@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive
 
-PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16", "float16")
 # Four decades of initial rates for each optimizer: for networks trained from scratch, and for pretrained ones.
-FROM_SCRATCH = {"adam": (1e-5, 1e-1), "adamw": (1e-5, 1e-1), "sgdm": (1e-4, 1.0)}
-FINE_TUNING = {"adam": (1e-6, 1e-2), "adamw": (1e-6, 1e-2), "sgdm": (1e-4, 1.0)}
+FROM_SCRATCH = {"adam": (1e-5, 1e-1), "adamw": (1e-5, 1e-1), "sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
+FINE_TUNING = {"adam": (1e-6, 1e-2), "adamw": (1e-6, 1e-2), "sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Task:
     :param learning_rates: for each optimizer the sensible range of initial rates
     :param parameter_groups: what the optimizer is given: the model's parameters, or groups of them with settings
     :param clip_norm: gradients are scaled down to this norm where theirs is larger; None: never
-    :param precision: ``bfloat16`` runs forward passes under autocast
+    :param precision: ``bfloat16`` and ``float16`` run forward passes under autocast, ``float16`` with a gradient scaler
     :param loss: mean loss of outputs and targets over their examples, a scalar tensor
     :param metrics: reported figures by name, each a function of all (collected) outputs and their split; the first
         is the task's metric

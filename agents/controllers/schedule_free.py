@@ -1,0 +1,106 @@
+"""Schedule-free optimizers (Defazio et al., "The Road Less Scheduled", NeurIPS 2024), by ``schedulefree``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from agents.controllers.base import Controller, Session, TrainedRun, new_run, require_share
+from agents.controllers.peers import package
+from envs.learning_rate_env import Episode
+from envs.training_run import TrainingRun
+from gns.errors import UnknownNameError
+
+_OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGDScheduleFree", {"momentum": 0.9}),
+    "sgdm": ("SGDScheduleFree", {"momentum": 0.9}),
+    "adam": ("AdamWScheduleFree", {"weight_decay": 0.0}),
+    "adamw": ("AdamWScheduleFree", {"weight_decay": 0.01}),
+}
+
+
+@dataclass(frozen=True)
+class ScheduleFreeController(Controller):
+    """The schedule-free counterpart of the optimizer asked for; its rate is tuned.
+
+    Gradients are taken at one point and another, an average, is evaluated: the optimizer is switched for every
+    evaluation, and batch norm's statistics are computed anew at the evaluated weights.
+
+    :param warmup: share of the budget over which the rate climbs linearly
+    :param batch_norm_batches: training batches that batch norm's statistics are computed on
+    """
+
+    kind: ClassVar[str] = "schedule-free"
+    tuned: ClassVar[bool] = True
+
+    warmup: float = 0.05
+    batch_norm_batches: int = 50
+
+    def __post_init__(self) -> None:
+        require_share("warmup", self.warmup)
+
+    def start(self, episode: Episode) -> Session:
+        """Begin a training run.
+
+        :raises MissingPackageError: if ``schedulefree`` is not installed
+        :raises UnknownNameError: if the optimizer has no schedule-free counterpart
+        """
+        if episode.optimizer not in _OPTIMIZERS:
+            raise UnknownNameError("optimizer with a schedule-free counterpart", episode.optimizer, _OPTIMIZERS)
+        name, settings = _OPTIMIZERS[episode.optimizer]
+        cls = getattr(package("schedulefree"), name)
+        warmup = round(self.warmup * episode.budget)
+        run = new_run(episode, lambda parameters, lr: cls(parameters, lr=lr, warmup_steps=warmup, **settings))
+        return _ScheduleFreeSession(run, episode.budget, warmup, self.batch_norm_batches)
+
+
+class _ScheduleFreeSession(Session):
+    def __init__(self, run: TrainingRun, budget: int, warmup: int, batches: int) -> None:
+        super().__init__(run, budget)
+        self._optimizer: Any = run.optimizer  # has train() and eval() beside PyTorch's interface
+        self._optimizer.train()
+        self._initial, self._warmup, self._batches = float(run.optimizer.param_groups[0]["lr"]), warmup, batches
+
+    def before_update(self) -> None:
+        """Note the rate, which the optimizer warms up by itself."""
+        share = min(1.0, (self.ledger.updates + 1) / self._warmup) if self._warmup else 1.0
+        self.rates.append(self._initial * share)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context with the averaged weights; afterwards the run goes on as if nothing had been."""
+        return self._averaged()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        tensors = [*self.run.model.parameters(), *self.run.model.buffers()]
+        kept = [tensor.detach().clone() for tensor in tensors]
+        self._average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self._optimizer.train()
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.copy_(value)
+
+    def _average(self) -> None:
+        self._optimizer.eval()
+        self.run.recalibrate_batch_norm(self._batches)
+
+    def finish(self) -> TrainedRun:
+        """Evaluate the trained model, which keeps the averaged weights."""
+        self._average()
+        self.ledger.evaluations += 1
+        loss = self.run.evaluate_reward_split().loss
+        return TrainedRun(self.run.model, loss, self.ledger, self.rates)
+
+    def own_state(self) -> dict[str, Any]:
+        """All state is the optimizer's."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to put back."""
