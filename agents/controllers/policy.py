@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +41,19 @@ class PolicyController:
         """Names of the tasks the policy was trained on, comma-separated; ``unknown`` if it does not say."""
         tasks = self._policy.config.training.get("tasks")
         return tasks if tasks and isinstance(tasks, str) else UNKNOWN
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a result depends on: plain JSON values, weights as a sha256, without the name."""
+        weights = sha256()
+        for name, value in sorted(self._policy.state_dict().items()):
+            weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "kind": "policy",
+            "config": self._policy.to_dict(),
+            "weights": weights.hexdigest(),
+            "guard": asdict(self._guard),
+        }
 
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run."""

@@ -28,6 +28,10 @@ class ScheduleController:
     def __post_init__(self) -> None:
         get_profile(self.profile)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a result depends on: plain JSON values, without the name."""
+        return {"kind": "schedule", "profile": self.profile, "cycle_momentum": self.cycle_momentum}
+
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run; nothing watches over it, and a run that diverges stays diverged."""
         watch = Stopwatch()
