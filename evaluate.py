@@ -9,16 +9,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from agents.command import launch, plain, use_data_root
-from agents.controllers import PolicyController, make_controllers
+from agents.controllers import make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate, hindsight
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
+from agents.results_cache import ResultsCache
 from agents.settings import build
+from agents.shares import LEGEND as SHARES_LEGEND
+from agents.shares import shares, shares_tables, write_shares
 from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache")
 
 
 def run(config: DictConfig) -> Evaluation:
@@ -28,21 +31,36 @@ def run(config: DictConfig) -> Evaluation:
     use_data_root(content["data_root"])
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
-    trained_on = {item.name: item.trained_on for item in controllers if isinstance(item, PolicyController)}
+    trained_on = {item.name: item.trained_on for item in controllers if hasattr(item, "trained_on")}
     folder = prepare_folder(Path("outputs") / config.name)
+    cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
     console = Console()
     console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
     with ProgressBar("evaluating", "training runs", console) as bar:
-        evaluation = evaluate(controllers, tasks, settings, bar.update)
+        evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache)
     lines, cells = compare(evaluation), transfer(evaluation, trained_on)
-    about = {"transfer": [asdict(cell) for cell in cells], "config": content, "versions": dict(versions())}
+    standing = shares(evaluation) if evaluation.percents else []
+    about = {
+        "transfer": [asdict(cell) for cell in cells],
+        "shares": [asdict(item) for item in standing],
+        "config": content,
+        "versions": dict(versions()),
+    }
     written = write_results(folder, evaluation, lines, about)
     if cells:
         written += write_transfer(folder, cells)
+    if standing:
+        written += write_shares(folder, standing)
     for table in tables(lines):
         console.print(table)
-    console.print("lr: initial rate (schedules: tuned on the reward split; all: mean over a policy's initial rates).")
-    console.print("vs best: test loss over the best tuned schedule's. runs: training runs that one result costs.")
+    console.print(
+        "lr: initial rate (schedules: tuned on the reward split; all: mean over a policy's; own: needs none)."
+    )
+    console.print("vs best: test loss over the best tuned schedule's. cost: updates one result takes, over the budget.")
+    if standing:
+        for table in shares_tables(standing):
+            console.print(table)
+        console.print(SHARES_LEGEND, highlight=False)
     if cells and (len(trained_on) > 1 or len(tasks) > 1):
         for table in transfer_tables(cells):
             console.print(table)

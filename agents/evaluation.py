@@ -1,7 +1,8 @@
 """The evaluation protocol: schedules at their best tuned rate, policies from any initial rate, side by side.
 
 As in REX's protocol (Chen et al., MLSys 2022, section 4) the initial rate is all that is tuned, in multiples of 3, for
-every schedule, task, optimizer and budget. The rate is chosen on the reward split; the test split is for reporting.
+every schedule, task, optimizer and budget, budgets being shares of a full run. The rate is chosen on the reward split;
+the test split is for reporting.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from agents.controllers import Controller
+from agents.results_cache import ResultsCache
+from agents.statistics import bootstrap_interval
 from agents.sweep import Job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
@@ -35,6 +39,8 @@ COLUMNS = [
     "test_metric",
     "test_metrics",
     "updates",
+    "search_updates",
+    "hessian_products",
     "evaluations",
     "seconds",
     "rollbacks",
@@ -85,6 +91,8 @@ class EvaluationConfig:
 
     :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`; None: each task's own
     :param budgets: budgets in updates; None: each task's own
+    :param budget_percents: budgets in percent of a full run, which is the one entry of ``budgets`` or else each task's
+        own budget; at least 1 update each, and percents that come to the same budget are one. None: full runs alone
     :param seeds: training runs of each setting
     :param workers: processes; 0: none but this one
     :param grids: for each optimizer, the rates schedules are tuned over; where there is none, 8 rates from a decade
@@ -97,6 +105,7 @@ class EvaluationConfig:
 
     optimizers: tuple[str, ...] | None = ("adam",)
     budgets: tuple[int, ...] | None = None
+    budget_percents: tuple[float, ...] | None = None
     seeds: int = 16
     workers: int = 2
     grids: dict[str, Grid | None] = field(default_factory=dict)
@@ -108,15 +117,36 @@ class EvaluationConfig:
         require_positive("seeds", self.seeds)
         for budget in self.budgets or ():
             require_positive("budget", budget)
+        for percent in self.budget_percents or ():
+            require_positive("a percentage of budget_percents", percent)
+        if self.budget_percents and len(self.budgets or ()) > 1:
+            raise InvalidSettingError(
+                f"budget_percents is given with budgets {list(self.budgets or ())}; expected one budget beside it, the "
+                "full run, or null for each task's own."
+            )
         for name in (*(self.optimizers or ()), *self.grids, *self.initial_rates):
             if name not in OPTIMIZERS:
                 raise UnknownNameError("optimizer", name, OPTIMIZERS)
 
+    def budgets_of(self, task: Task) -> dict[int, float]:
+        """Return the budgets on a task in updates, and the percentage each was asked for as, NaN where as updates.
+
+        Loads the task's data where its own budget is given in epochs.
+        """
+        full = self.budgets or (task.updates(),)
+        if not self.budget_percents:
+            return dict.fromkeys(full, math.nan)
+        return {max(1, round(full[0] * percent / 100.0)): percent for percent in sorted(self.budget_percents)}
+
     def rates_of(self, controller: Controller, task: Task, optimizer: str) -> list[float]:
         """Return the initial rates of a controller: a grid to tune it over, or what it starts from.
 
+        One that finds its own rate gets the geometric middle of the task's range.
+
         :raises UnknownNameError: if there are none for that optimizer, and the task has no range
         """
+        if controller.own_rate:
+            return [math.sqrt(math.prod(task.range_of(optimizer)))]
         given = (self.grids if controller.tuned else self.initial_rates).get(optimizer)
         if given is not None:
             return given.rates()
@@ -128,13 +158,19 @@ class EvaluationConfig:
 class Evaluation:
     """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows.
 
-    ``higher_is_better`` gives the direction of each task's metric.
+    :param higher_is_better: direction of each task's metric
+    :param references: names of the tuned fixed schedules, the best of which others are measured against
+    :param own_rates: names of the controllers that ignore the initial rate
+    :param percents: by task and budget, the percentage of a full run it was asked for as; empty where no budget was
     """
 
     runs: pd.DataFrame
     tuned: pd.DataFrame
     paths: list[list[tuple[float, float]]]
     higher_is_better: dict[str, bool] = field(default_factory=dict)
+    references: frozenset[str] = frozenset()
+    own_rates: frozenset[str] = frozenset()
+    percents: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -143,19 +179,27 @@ def evaluate(
     config: EvaluationConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: bool = True,
+    cache: ResultsCache | None = None,
 ) -> Evaluation:
     """Run every controller on every task, optimizer and budget.
 
     :param progress: called with the runs done and the runs known to be needed
     :param report: measure the test split too
+    :param cache: results of earlier runs, which are not run again
+    :raises InvalidSettingError: before any run, if a controller cannot run a setting
     """
     require_different_names(tasks)
+    budgets = {task.name: config.budgets_of(task) for task in tasks}
     settings = [
         (task, optimizer, budget)
         for task in tasks
         for optimizer in (config.optimizers or (task.optimizer,))
-        for budget in (config.budgets or (task.updates(),))
+        for budget in budgets[task.name]
     ]
+
+    for controller in controllers:
+        for setting in settings:
+            controller.check(*setting)
 
     def runs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
         episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
@@ -166,11 +210,14 @@ def evaluate(
         for controller in controllers:
             jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
     rows: list[dict[str, Any]] = []
+    total, finished = 0, count(1)
+
+    def tick() -> None:
+        progress(next(finished), total)
+
     for turn in range(config.widen + 1):
         total = len(rows) + len(jobs)
-        before = len(rows)
-        count = iter(range(before + 1, total + 1))
-        rows += run_jobs(jobs, config.workers, lambda count=count, total=total: progress(next(count), total))  # type: ignore[misc]
+        rows += run_jobs(jobs, config.workers, tick, cache)
         jobs = []
         if turn < config.widen:
             table = runs_frame(rows)
@@ -182,10 +229,20 @@ def evaluate(
         if not jobs:
             break
     runs = runs_frame(rows)
-    names = [controller.name for controller in controllers if controller.tuned]
-    tuned = tune(runs[runs.controller.isin(names)])
-    directions = {task.name: task.higher_is_better for task in tasks}
-    return Evaluation(runs, tuned, [row["path"] for row in rows], directions)
+    return Evaluation(
+        runs,
+        tune(runs[runs.controller.isin([controller.name for controller in controllers if controller.tuned])]),
+        [row["path"] for row in rows],
+        {task.name: task.higher_is_better for task in tasks},
+        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
+        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
+        percents={
+            (name, budget): percent
+            for name, own in budgets.items()
+            for budget, percent in own.items()
+            if not math.isnan(percent)
+        },
+    )
 
 
 def require_different_names(tasks: Sequence[Task]) -> None:
@@ -233,7 +290,8 @@ def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 class Line:
     """A line of the comparison: one controller in one setting, means over seeds (and initial rates of a policy).
 
-    :param initial_lr: tuned rate, or NaN for the mean over all initial rates of a policy
+    :param initial_lr: tuned rate, or NaN for the mean over all initial rates of a policy, and where ``own_rate``
+    :param own_rate: whether the controller ignores the initial rate
     :param test_loss: mean test loss
     :param low: lower end of its 95 % bootstrap interval over seeds
     :param high: upper end
@@ -241,8 +299,10 @@ class Line:
     :param metric: name of the task's metric
     :param test_metric: its mean on the test split
     :param metrics: means of all the task's metrics on the test split
-    :param ratio: test loss over the best tuned schedule's
+    :param ratio: test loss over the best tuned schedule's; NaN without schedules
     :param runs: training runs it costs to get one such result: the rates tried for a schedule, 1 for a policy
+    :param cost: updates it costs to get one such result, over the budget: those of all these runs, in training and in
+        search
     :param rollbacks: rollbacks a run
     """
 
@@ -260,28 +320,33 @@ class Line:
     metrics: dict[str, float]
     ratio: float
     runs: int
+    cost: float
     rollbacks: float
+    own_rate: bool = False
 
 
 def compare(evaluation: Evaluation) -> list[Line]:
-    """Return the comparison: each schedule at its tuned rate, each policy from each initial rate and over all."""
+    """Return the comparison: whatever is tuned at its tuned rate, each policy from each initial rate and over all."""
     lines: list[Line] = []
     tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
     for key, runs in evaluation.runs.groupby(SETTING, sort=False):
         setting: tuple[Any, ...] = tuple(key)
-        chosen: list[tuple[str, float, pd.DataFrame, int]] = []
+        chosen: list[tuple[str, float, pd.DataFrame, pd.DataFrame]] = []  # name, rate, runs shown, runs paid for
         for name, own in runs.groupby("controller", sort=False):
             if (*setting, name) in tuned.index:
                 rate = float(tuned[(*setting, name)])
-                chosen.append((name, rate, own[own.initial_lr == rate], own.initial_lr.nunique()))
-            else:
-                chosen += [(name, rate, part, 1) for rate, part in own.groupby("initial_lr")]
-                chosen.append((name, math.nan, own, 1))
-        schedules = [part.test_loss.mean() for name, _, part, _ in chosen if (*setting, name) in tuned.index]
-        best = min(schedules, default=math.nan)
-        for name, rate, part, cost in chosen:
+                chosen.append((name, rate, own[own.initial_lr == rate], own))
+                continue
+            if name not in evaluation.own_rates:
+                chosen += [(name, rate, part, part) for rate, part in own.groupby("initial_lr")]
+            chosen.append((name, math.nan, own, own))
+        best = min(
+            (part.test_loss.mean() for name, _, part, _ in chosen if name in evaluation.references), default=math.nan
+        )
+        for name, rate, part, paid in chosen:
             by_seed = part.groupby("seed").test_loss.mean().to_numpy()
             low, high = bootstrap_interval(by_seed)
+            results = len(part) if math.isnan(rate) else part.seed.nunique()
             lines.append(
                 Line(
                     **dict(zip(SETTING, setting, strict=True)),
@@ -295,8 +360,10 @@ def compare(evaluation: Evaluation) -> list[Line]:
                     test_metric=float(part.test_metric.mean(skipna=False)),
                     metrics=mean_metrics(part),
                     ratio=float(part.test_loss.mean() / best),
-                    runs=cost,
+                    runs=len(paid) // results,
+                    cost=float((paid.updates + paid.search_updates).sum() / results / setting[-1]),
                     rollbacks=float(part.rollbacks.mean()),
+                    own_rate=name in evaluation.own_rates,
                 )
             )
     return lines
@@ -325,19 +392,7 @@ class Hindsight:
 
 def hindsight(evaluation: Evaluation) -> list[Hindsight]:
     """Return the best schedule and rate of each setting, seen from the test split: for reporting only."""
-    runs = evaluation.runs[evaluation.runs.controller.isin(set(evaluation.tuned.controller))]
+    runs = evaluation.runs[evaluation.runs.controller.isin(evaluation.references)]
     means = runs.groupby([*SETTING, "controller", "initial_lr"], sort=False).test_loss.mean().reset_index()
     best = means.loc[means.groupby(SETTING, sort=False).test_loss.idxmin()]
     return [Hindsight(**row) for row in best.to_dict(orient="records")]
-
-
-def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over seeds (``scipy.stats.bootstrap``); NaN for fewer than 2."""
-    from scipy.stats import bootstrap
-
-    if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan, math.nan
-    interval = bootstrap(
-        (values,), np.mean, confidence_level=confidence, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

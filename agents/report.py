@@ -43,20 +43,21 @@ def tables(lines: list[Line]) -> list[Table]:
     result = []
     for (task, optimizer, budget), group in _by_setting(lines):
         title = f"{task}, {optimizer}, {budget} updates"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for column in ("controller", "lr", "test loss", "95 % interval", "s.d.", group[0].metric, "vs best", "runs"):
-            table.add_column(column, justify="left" if column == "controller" else "right", no_wrap=True)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+        table.add_column("controller", overflow="fold")
+        for column in ("lr", "test loss", "95 % interval", "s.d.", group[0].metric, "vs best", "cost"):
+            table.add_column(column, justify="right", no_wrap=True)
         for line in group:
-            mean = math.isnan(line.initial_lr)
+            mean = math.isnan(line.initial_lr) and not line.own_rate
             table.add_row(
                 line.controller,
-                "all" if mean else f"{line.initial_lr:.2g}",
+                _rate(line),
                 f"{line.test_loss:.4f}",
                 f"{line.low:.4f}-{line.high:.4f}",
                 f"{line.deviation:.4f}",
                 f"{line.test_metric:.4f}",
                 f"{line.ratio:.3f}",
-                str(line.runs),
+                f"{line.cost:.1f}",
                 style="bold" if mean else "",
                 end_section=mean,
             )
@@ -70,16 +71,20 @@ def markdown(lines: list[Line]) -> str:
     for (task, optimizer, budget), group in _by_setting(lines):
         parts.append(f"**{task}, {optimizer}, {budget} updates**\n")
         metric = group[0].metric
-        parts.append(f"| controller | initial lr | test loss | 95 % interval | s.d. | {metric} | vs best | runs |")
+        parts.append(f"| controller | initial lr | test loss | 95 % interval | s.d. | {metric} | vs best | cost |")
         parts.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for line in group:
-            rate = "all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"
             parts.append(
-                f"| {line.controller} | {rate} | {line.test_loss:.4f} | {line.low:.4f} to {line.high:.4f} | "
-                f"{line.deviation:.4f} | {line.test_metric:.4f} | {line.ratio:.3f} | {line.runs} |"
+                f"| {line.controller} | {_rate(line)} | {line.test_loss:.4f} | {line.low:.4f} to {line.high:.4f} | "
+                f"{line.deviation:.4f} | {line.test_metric:.4f} | {line.ratio:.3f} | {line.cost:.1f} |"
             )
         parts.append("")
     return "\n".join(parts)
+
+
+def _rate(line: Line) -> str:
+    """The initial rate, ``own`` for a controller that ignores it, ``all`` for the mean over a policy's."""
+    return "own" if line.own_rate else "all" if math.isnan(line.initial_lr) else f"{line.initial_lr:.2g}"
 
 
 def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about: dict[str, Any]) -> list[Path]:
@@ -138,15 +143,15 @@ def _draw_error_against_initial_rate(
 ) -> None:
     """Final test loss and metric against the initial rate (the REX paper's Figure 3): mean and deviation over seeds.
 
-    Accuracies are drawn as errors, on a logarithmic axis.
+    Accuracies are drawn as errors, on a logarithmic axis; what ignores the initial rate is a level line.
     """
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    tuned = set(evaluation.tuned.controller)
+    tuned = {*evaluation.tuned.controller, *evaluation.own_rates}
     policies = [name for name in runs.controller.unique() if name not in tuned]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    best = min((line.test_loss for line in lines if line.controller in tuned), default=math.nan)
+    best = min((line.test_loss for line in lines if line.controller in evaluation.references), default=math.nan)
     metric = str(runs.metric.iloc[0])
     as_error = metric.startswith("accuracy")
     figures = (runs.test_metric, metric) if not as_error else (1 - runs.test_metric, "test error")
@@ -154,6 +159,10 @@ def _draw_error_against_initial_rate(
         table = runs.assign(value=value)
         for number, (name, own) in enumerate(table.groupby("controller", sort=False)):
             stats = own.groupby("initial_lr").value.agg(["mean", "std"])
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+            if name in evaluation.own_rates:
+                axis.axhline(own.value.mean(), label=name, color=colour, linestyle="--", linewidth=1.2)
+                continue
             policy = name in policies
             shade = (
                 "black" if len(policies) == 1 else f"{0.7 * policies.index(name) / len(policies):.2f}" if policy else ""
@@ -163,10 +172,11 @@ def _draw_error_against_initial_rate(
                 stats["mean"],
                 stats["std"].fillna(0.0),
                 label=name,
-                color=shade if policy else COLOURS[number % len(COLOURS)],
-                marker="*" if policy else MARKERS[number % len(MARKERS)],
+                color=shade if policy else colour,
+                marker="*" if policy else marker,
                 markersize=9 if policy else 4,
                 linewidth=2.5 if policy else 1.2,
+                linestyle="-" if policy or name in evaluation.references else "-.",
                 capsize=2,
                 zorder=5 if policy else 2,
             )
@@ -188,31 +198,34 @@ def _draw_error_against_initial_rate(
 
 
 def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluation, lines: list[Line]) -> None:
-    """Rate over progress: each schedule at its tuned rate, each policy from each initial rate (geometric mean)."""
+    """Rate over progress, geometric mean over seeds.
+
+    Left each schedule at its tuned rate, right all others: at their tuned rate, or from each initial rate.
+    """
     from matplotlib import pyplot as plt
 
     tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     shades = plt.get_cmap("viridis")
-    several = runs.controller.nunique() - evaluation.tuned.controller.nunique() > 1
+    several = len(set(runs.controller) - evaluation.references) > 1
     for number, (name, own) in enumerate(runs.groupby("controller", sort=False)):
         key = (*own[SETTING].iloc[0], name)
         if key in tuned.index:
             rate = float(tuned[key])
             progress, mean, _ = _mean_path(evaluation, own[own.initial_lr == rate])
-            colour = COLOURS[number % len(COLOURS)]
-            axes[0].plot(progress, mean, label=f"{name} ({rate:.2g})", color=colour, linewidth=1.6)
+            axis, colour = axes[0 if name in evaluation.references else 1], COLOURS[number % len(COLOURS)]
+            axis.plot(progress, mean, label=f"{name} ({rate:.2g})", color=colour, linewidth=1.6)
             continue
         starts = sorted(own.initial_lr.unique())
         for position, start in enumerate(starts):
             progress, mean, spread = _mean_path(evaluation, own[own.initial_lr == start])
             shade: Any = shades(0.9 * position / max(1, len(starts) - 1))
-            label = f"{name} from {start:.1g}"
+            label = name if name in evaluation.own_rates else f"{name} from {start:.1g}"
             if several:  # too many lines to name each: one colour a policy
                 shade, label = COLOURS[number % len(COLOURS)], name if position == 0 else "_"
             axes[1].plot(progress, mean, label=label, color=shade, linewidth=1.8)
             axes[1].fill_between(progress, mean / spread, mean * spread, color=shade, alpha=0.15, linewidth=0)
-    for axis, part in zip(axes, ("schedules at their tuned rate", "learned, from each initial rate"), strict=True):
+    for axis, part in zip(axes, ("schedules at their tuned rate", "learned or adaptive"), strict=True):
         axis.set(yscale="log", xlabel="progress", title=part)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from agents.controllers.base import Controller
 from agents.ppo import single_thread
+from agents.results_cache import ResultsCache, result_key
 from envs.learning_rate_env import Episode
 from envs.tasks import Split, Task
 from envs.training_run import evaluate_split
@@ -33,30 +34,66 @@ class Job:
     report: bool = True
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int,
+    done: Callable[[], None] = lambda: None,
+    cache: ResultsCache | None = None,
+) -> list[dict[str, Any]]:
     """Run jobs and return a row each, in the order of the jobs whatever order they end in.
 
     :param workers: processes of one thread each; 0 runs them here
     :param done: called after each job
+    :param cache: rows of earlier runs, which are not run again; new rows are kept there as they come. Jobs that differ
+        in the controller's name alone are run once. None: every job is run
     """
     rows: list[dict[str, Any]] = [{} for _ in jobs]
-    if workers == 0:
-        for number, job in enumerate(jobs):
-            rows[number] = run_job(job)
+    places: dict[str | int, list[int]] = {}  # jobs by key, or by their number where there is none
+    for number, job in enumerate(jobs):
+        key = result_key(job.controller, job.episode, job.report) if cache is not None else None
+        places.setdefault(number if key is None else key, []).append(number)
+
+    def deliver(place: str | int, row: dict[str, Any]) -> None:
+        for number in places[place]:
+            rows[number] = {**row, "controller": jobs[number].controller.name}
             done()
-        return rows
+
+    def keep(place: str | int, row: dict[str, Any]) -> None:
+        if cache is not None and isinstance(place, str):
+            cache.put(place, row)
+        deliver(place, row)
+
+    wanted: dict[str | int, Job] = {}
+    for place, numbers in places.items():
+        known = cache.get(place) if cache is not None and isinstance(place, str) else None
+        if known is None:
+            wanted[place] = jobs[numbers[0]]
+        else:
+            deliver(place, known)
+    _run_all(wanted, workers, keep)
+    return rows
+
+
+def _run_all(
+    jobs: Mapping[str | int, Job], workers: int, finished: Callable[[str | int, dict[str, Any]], None]
+) -> None:
+    """Run jobs, here or in processes, and hand over each row as it comes."""
+    if not jobs:
+        return
+    if workers == 0:
+        for key, job in jobs.items():
+            finished(key, run_job(job))
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["agents.sweep"])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as pool:
-        futures = {pool.submit(run_job, job): number for number, job in enumerate(jobs)}
+        futures = {pool.submit(run_job, job): key for key, job in jobs.items()}
         try:
             for future in as_completed(futures):
-                rows[futures[future]] = future.result()
-                done()
+                finished(futures[future], future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return rows
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -76,6 +113,8 @@ def run_job(job: Job) -> dict[str, Any]:
         "test_metric": math.nan,
         "test_metrics": "{}",
         "updates": run.ledger.updates,
+        "search_updates": run.ledger.search_updates,
+        "hessian_products": run.ledger.hessian_products,
         "evaluations": run.ledger.evaluations,
         "seconds": run.ledger.seconds,
         "rollbacks": run.ledger.rollbacks,

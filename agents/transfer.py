@@ -16,7 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from agents.evaluation import SETTING, Evaluation, bootstrap_interval, mean_metrics
+from agents.evaluation import SETTING, Evaluation, mean_metrics
+from agents.statistics import bootstrap_interval
 
 COLLAPSE = 2.0  # times the best tuned schedule's mean test loss
 LEGEND = (
@@ -94,9 +95,10 @@ def transfer(evaluation: Evaluation, trained_on: Mapping[str, str]) -> list[Cell
     """
     cells = []
     settings = list(evaluation.runs.groupby(SETTING, sort=False))
+    schedules = evaluation.tuned[evaluation.tuned.controller.isin(evaluation.references)]
     for policy, tasks in trained_on.items():
         for setting, runs in settings:
-            tuned = evaluation.tuned[(evaluation.tuned[SETTING] == list(setting)).all(axis=1)]
+            tuned = schedules[(schedules[SETTING] == list(setting)).all(axis=1)]
             own = runs[runs.controller == policy]
             if len(tuned) and len(own):
                 best = tuned.loc[tuned.reward_loss.idxmin()]

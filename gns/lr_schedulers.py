@@ -79,7 +79,7 @@ class ProfileLR(LRScheduler):
                 if "betas" in group:
                     betas = group["betas"]
                     group["betas"] = (momentum, betas[1]) if len(betas) == 2 else (momentum, *betas[1:])
-                elif "momentum" in group and group["momentum"]:
+                elif group.get("momentum"):
                     group["momentum"] = momentum
         factor = self._factor(progress)
         return [initial * factor for initial in self.base_lrs]

@@ -10,6 +10,7 @@ import pytest
 
 import evaluate
 import train_agent
+from agents import sweep
 from agents.command import use_data_root
 from agents.evaluation import COLUMNS
 from gns import GNSPolicy
@@ -59,6 +60,55 @@ def test_training_then_evaluating_leaves_what_the_readme_says(here, compose, cap
         assert word in shown
     for name in ("summary.json", "table.md", "rates.png", "initial_rate.png"):
         assert (folder / name).stat().st_size > 100
+    assert not (folder / "shares.md").exists()
+
+
+SWEEP = [
+    "name=x",
+    "controller=[constant,linear,rex]",
+    "optimizers=[sgdm,adam]",
+    "budgets=[40]",
+    "budget_percents=[5,25,100]",
+    "seeds=3",
+    "workers=0",
+    "widen=1",
+    "grids={adam: {lowest: 1e-3, count: 2}, sgdm: {lowest: 1e-2, count: 2}}",
+]
+
+
+def test_percentages_of_a_full_run_give_the_shares_of_the_rex_paper(here, compose, capsys):
+    evaluation = evaluate.run(compose("evaluate", *SWEEP))
+    folder = here / "outputs" / "x"
+    assert sorted(evaluation.runs.budget.unique()) == [2, 10, 40]
+    table = pd.read_csv(folder / "shares.csv")
+    assert table.ranked_by.tolist() == ["metric"] * 3 + ["loss"] * 3
+    assert table.controller.tolist() == ["constant", "linear", "rex"] * 2
+    assert set(zip(table.low_settings, table.high_settings, table.overall_settings, strict=True)) == {(2, 4, 6)}
+    assert (table.overall_top3 == 1.0).all() and (table.groupby("ranked_by").overall_top1.sum() >= 1.0).all()
+    assert table.overall_top1_paper.tolist() == [0.01, 0.11, 0.70] * 2
+    shown, text = capsys.readouterr().out, (folder / "shares.md").read_text()
+    for words in ("by the task's metric in 6 settings (2 low, 4 high budgets)", "by the test loss", "70/92"):
+        assert words in shown and words in text
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["controller"] for row in summary["shares"]] == table.controller.tolist()
+
+
+def test_an_evaluation_that_is_repeated_or_extended_trains_nothing_twice(here, compose, monkeypatch):
+    trained, real = [], sweep.run_job
+    monkeypatch.setattr(sweep, "run_job", lambda job: (trained.append(job.controller.name), real(job))[1])
+    small = [*SWEEP, "optimizers=[adam]", "budget_percents=[5,100]"]
+    first = evaluate.run(compose("evaluate", *small))
+    assert len(trained) == len(first.runs) > 0
+    files = ("results.csv", "table.md", "shares.csv", "shares.md")
+    before = [(here / "outputs" / "x" / name).read_bytes() for name in files]
+    evaluate.run(compose("evaluate", *small))
+    assert len(trained) == len(first.runs)
+    assert [(here / "outputs" / "x" / name).read_bytes() for name in files] == before
+    evaluate.run(compose("evaluate", *small, "controller=[rex,linear,constant,cosine]"))
+    assert set(trained[len(first.runs) :]) == {"cosine"}
+    trained.clear()
+    evaluate.run(compose("evaluate", *small, "cache=false"))
+    assert len(trained) == len(first.runs)
 
 
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_so_do_worker_processes(here, compose):
@@ -110,11 +160,13 @@ def test_bad_training_settings_are_refused_before_any_work(here, compose, overri
         ([], PolicyFormatError, "outputs/x/policy"),
         (["policy=[outputs/a/policy,outputs/b/policy]"], PolicyFormatError, "outputs/a/policy"),
         (["policy={a: outputs/a/policy}"], PolicyFormatError, "outputs/a/policy"),
-        (["policy=[]"], InvalidSettingError, "policy of controller policy"),
-        (["policy=null"], InvalidSettingError, "policy of controller policy"),
-        (["policy=[3]"], InvalidSettingError, "policy of controller policy"),
+        (["policy=[]"], InvalidSettingError, r"controller\.policy\.policy"),
+        (["policy=null"], InvalidSettingError, r"controller\.policy\.policy"),
+        (["policy=[3]"], InvalidSettingError, r"controller\.policy\.policy"),
         (["controller=[rex]", "seeds=0"], InvalidSettingError, "seeds"),
         (["controller=[rex]", "budgets=[-5]"], InvalidSettingError, "budget"),
+        (["controller=[rex]", "budget_percents=[0,100]"], InvalidSettingError, "budget_percents"),
+        (["controller=[rex]", "budget_percents=[5]", "budgets=[10,20]"], InvalidSettingError, "one budget"),
         (["controller=[rex]", "optimizers=[adm]"], UnknownNameError, "adam"),
         (["controller=[rex]", "grids.adam={lowest: 0, count: 2}"], InvalidSettingError, "lowest"),
         (["controller=[rex]", "controller.rex.profile=rx"], UnknownNameError, "rex"),

@@ -50,7 +50,8 @@ def run(controller, rate, seed, reward, test, metric=0.5, task="t", optimizer="a
 def evaluation_of(rows, **directions) -> Evaluation:
     runs = pd.DataFrame(rows, columns=COLUMNS)
     paths = [[(0.0, 0.1), (0.5, 0.05)]] * len(runs)
-    return Evaluation(runs, tune(runs[runs.controller.isin(SCHEDULES)]), paths, directions)
+    tuned = tune(runs[runs.controller.isin(SCHEDULES)])
+    return Evaluation(runs, tuned, paths, directions, references=frozenset(SCHEDULES))
 
 
 def rows_of(controller, rate, test, reward=None, metric=None, **setting):
@@ -147,6 +148,18 @@ def test_there_is_a_cell_for_each_policy_and_setting_and_home_is_by_task():
 def test_without_a_policy_or_a_schedule_there_is_nothing_to_compare(hand):
     assert transfer(evaluation_of(hand), {}) == []
     assert transfer(evaluation_of([row for row in hand if row["controller"] == "mine"]), {"mine": "t"}) == []
+
+
+def test_only_fixed_schedules_are_what_policies_are_measured_against():
+    rows = [
+        *rows_of("rex", 0.1, test=[1.0], reward=[2.0]),
+        *rows_of("adaptive", 0.1, test=[0.5], reward=[1.0]),
+        *rows_of("mine", 0.1, test=[2.0]),
+    ]
+    runs = pd.DataFrame(rows, columns=COLUMNS)
+    tuned = tune(runs[runs.controller != "mine"])
+    (cell,) = transfer(Evaluation(runs, tuned, [], references=frozenset({"rex"})), {"mine": "t"})
+    assert cell.best == "rex" and cell.regret == pytest.approx(math.log(2.0))
 
 
 def test_diverged_runs_are_infinite_regrets_without_an_interval(tmp_path):

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from envs.learning_rate_env import Episode
+from envs.tasks import Task
 from envs.training_run import OptimizerFactory, TrainingRun
 from gns.decision_config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError
@@ -192,15 +193,21 @@ class Controller(ABC):
     """
 
     kind: ClassVar[str] = ""
-    is_schedule: ClassVar[bool] = False  # a fixed schedule: the best tuned one is what others are compared with
     tuned: ClassVar[bool] = False  # its initial rate is to be tuned, or else may be anything
-    own_rate: ClassVar[bool] = False  # takes no initial rate: it finds its own
+    is_schedule: ClassVar[bool] = False  # tuned, and fixed: the best of these is what others are compared with
+    own_rate: ClassVar[bool] = False  # takes no initial rate: it finds its own, and is not tuned
 
     name: str
 
     @abstractmethod
     def start(self, episode: Episode) -> Session:
         """Begin a training run under this controller."""
+
+    def check(self, task: Task, optimizer: str, budget: int) -> None:  # noqa: B027  (most can run anything)
+        """Pass a setting that this controller can run.
+
+        :raises InvalidSettingError: if it cannot
+        """
 
     def train(self, episode: Episode) -> TrainedRun:
         """Train a run from beginning to end."""

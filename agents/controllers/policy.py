@@ -15,6 +15,7 @@ from torch import Tensor
 from agents.controllers.acting import ActingPolicy
 from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
+from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.decision import DecisionConfig, DecisionCore, Observation
 from gns.errors import InvalidSettingError
@@ -65,6 +66,13 @@ class PolicyController(Controller):
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
         return _PolicySession(new_run(episode), episode, self.network, self.guard)
+
+    def check(self, task: Task, optimizer: str, budget: int) -> None:
+        """Pass a budget of at least one update a decision.
+
+        :raises InvalidSettingError: on a smaller one
+        """
+        self.network.config.decision.interval(budget)
 
     def acting(self, decision: DecisionConfig) -> ActingPolicy:
         """Return the policy as an agent.

@@ -64,14 +64,16 @@ class _ScheduleSession(Session):
     def __init__(self, run: TrainingRun, episode: Episode, schedule: Schedule, cycle_momentum: bool) -> None:
         super().__init__(run, episode.budget)
         self._initial, self._schedule, self._cycle = episode.learning_rate, schedule, cycle_momentum
+        self._function = schedule.function
 
     def before_update(self) -> None:
         """Write the schedule's rate."""
-        self.rates.append(self._initial * self._schedule(self.progress))
+        self.rates.append(self._initial * self._function(self.progress))
         self.set_rate(self.rates[-1])
         if self._cycle:
+            momentum = onecycle_momentum(self._schedule.position(self.progress))
             for group in self.run.optimizer.param_groups:
-                set_momentum(group, onecycle_momentum(self.progress))
+                set_momentum(group, momentum)
 
     def own_state(self) -> dict[str, Any]:
         """A schedule remembers nothing: its rate is a function of progress."""

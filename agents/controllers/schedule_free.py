@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -61,7 +61,7 @@ class ScheduleFreeController(Controller):
 class _ScheduleFreeSession(Session):
     def __init__(self, run: TrainingRun, budget: int, warmup: int, batches: int) -> None:
         super().__init__(run, budget)
-        self._optimizer: Any = run.optimizer  # has train() and eval() beside PyTorch's interface
+        self._optimizer = cast(Any, run.optimizer)  # has train() and eval() beside PyTorch's interface
         self._optimizer.train()
         self._initial, self._warmup, self._batches = float(run.optimizer.param_groups[0]["lr"]), warmup, batches
 
