@@ -39,7 +39,7 @@ def test_each_schedule_has_a_config_and_builds(compose):
         assert controller.name == name and controller.tuned
 
 
-@pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper")])
+@pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper"), ("srls", "srls")])
 def test_environment_and_agent_configs_build(env, agent, compose):
     settings = training(compose("train_agent", f"env={env}", f"agent={agent}"))
     assert settings.env.decision.features == settings.agent.network.features
