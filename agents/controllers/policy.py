@@ -18,6 +18,8 @@ UNKNOWN = "unknown"
 class PolicyController:
     """Drives the environment with a frozen policy: one run, no tuning, no pass over the reward split but the last.
 
+    A policy whose features need validation figures (``srls``) takes a pass before every decision too.
+
     :param policy: folder or Hub id of a policy
     :param name: its name in tables
     :param guard: when a run is taken back
@@ -62,7 +64,8 @@ class PolicyController:
             model=env.run.model,
             reward_loss=info["reward_loss"],
             updates=info["update"],
-            evaluations=info["evaluations"] - 1,  # the one before training serves the reward alone
+            # The one before training serves the reward alone, unless the policy reads it.
+            evaluations=info["evaluations"] - (0 if env.schema.needs_validation else 1),
             rollbacks=info["rollbacks"],
             seconds=watch.seconds(),
             rates=env.rates,
