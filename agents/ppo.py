@@ -21,7 +21,7 @@ from envs.learning_rate_env import EnvConfig, LearningRateEnv
 from envs.padding import PadGraph, unpad
 from envs.tasks import Task
 from envs.workers import WorkersVecEnv
-from gns.network import GNSNetwork, GraphEncoder, NetworkConfig
+from gns.network import GNSNetwork, NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
 
 
@@ -58,14 +58,14 @@ class PPOConfig:
 
 
 class GraphFeatures(BaseFeaturesExtractor):
-    """SB3's features extractor: unpads the observations and encodes the graphs."""
+    """SB3's features extractor: unpads the observations and encodes them."""
 
-    def __init__(self, observation_space: spaces.Space, encoder: GraphEncoder, width: int) -> None:
+    def __init__(self, observation_space: spaces.Space, encoder: nn.Module, width: int) -> None:
         super().__init__(observation_space, features_dim=width)
         self.encoder = encoder
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Return the graph embeddings, (B, hidden)."""
+        """Return the embeddings, (B, hidden)."""
         return self.encoder(unpad(observations))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from torch import Tensor
 
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
@@ -18,6 +19,7 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 from gns.features import get_schema, log_loss
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import NODE_TYPES, LayerGraph, layer_graph
+from gns.validation import ValidationStatistics, validation_statistics
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
 _MAX_BLOCKS = 10_000
@@ -36,7 +38,8 @@ class EnvConfig:
     :param guard: when a run is taken back
     :param reward: ``log-loss`` (fall of the log of the loss on the reward split) or ``gns-paper`` (see
         :meth:`LearningRateEnv.step`)
-    :param reward_probability: share of decisions that are evaluated; the last one always is
+    :param reward_probability: share of decisions that are evaluated; the last one always is, and so are all of them
+        where the features need it (``srls``), which then costs no pass beyond those of the features
     :param paper_threshold: metric above which ``gns-paper`` counts tenfold
     :param divergence_penalty: subtracted from the reward when a run ends because it diverged
     :param device: where to train
@@ -134,7 +137,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
 
     *Observation*: the layer graph at a decision, taken on the pending gradient of the coming update. Row l of
     ``nodes`` is [type, block, node features of layer l, global features], see :mod:`gns.features`; every edge carries
-    the number 1. Always finite.
+    the number 1. Always finite. Where the feature schema needs validation figures, the reward split is evaluated in
+    full before every observation, and the same evaluation gives the reward.
 
     *Action*: one number in [-1, 1], turned into a rate by the action mode (:class:`gns.decision.DecisionConfig`).
 
@@ -194,6 +198,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self.episode = episode = self._draw(options or {})
         self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
         self.rollbacks, self.evaluations = 0, 0
+        self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
+        self._validation: ValidationStatistics | None = None  # need it, of the last evaluation
         go_back = self.run.position()
         loss = self.run.compute_gradient()
         self._evaluated = self._evaluate()  # after the pending forward pass, like every evaluation that follows
@@ -204,7 +210,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         )
         self.rates: list[float] = []
         self._snapshot = Snapshot(self.run.model, self.run.optimizer)
-        observation = self.core.observe()
+        observation = self.core.observe(self._validation)
         if self.config.guard.enabled:
             self._snapshot.take(0, go_back)
         return self._instance(observation), self._info()
@@ -230,7 +236,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
                 self.run.compute_gradient()
                 break
             self.run.compute_gradient()
-        observation = self.core.observe()
+        observation = self.core.observe(self._validation)
         failed = False
         if self.core.diverged(self.config.guard.loss_multiple):
             observation, failed = self._recover(observation)
@@ -238,6 +244,10 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self._snapshot.take(self.core.steps, go_back)
         terminated = failed or self.core.finished
         reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
+        if self._schema.needs_validation:
+            # What was observed above had the figures of the last decision: enough to tell whether the run diverged, and
+            # no pass is spent on a state that was taken back.
+            observation = self.core.observe(self._validation)
         return self._instance(observation), reward, terminated, False, self._info(terminated, failed)
 
     def _recover(self, observation: Observation) -> tuple[Observation, bool]:
@@ -254,7 +264,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         lost = self.rollbacks > guard.max_rollbacks
         if not lost and not self.core.finished:
             self.run.compute_gradient()
-        return self.core.observe(), lost
+        return self.core.observe(self._validation), lost
 
     def _draw(self, options: dict[str, Any]) -> Episode:
         known = {"task", "optimizer", "budget", "learning_rate", "seed"}
@@ -292,11 +302,15 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         figures = self.run.evaluate_reward_split()
         self.evaluations += 1
         loss = min(figures.loss, _LARGEST_LOSS) if not math.isnan(figures.loss) else _LARGEST_LOSS
+        if self._schema.needs_validation:
+            assert figures.predictions is not None
+            self._validation = validation_statistics(loss, figures.predictions, self._predictions)
+            self._predictions = figures.predictions
         return loss, figures.metric
 
     def _reward(self, always: bool) -> float:
         drawn = self.np_random.random() < self.config.reward_probability
-        if not (drawn or always):
+        if not (drawn or always or self._schema.needs_validation):
             return 0.0
         before, self._evaluated = self._evaluated, self._evaluate()
         if self.config.reward == "log-loss":

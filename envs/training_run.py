@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,10 +31,13 @@ class Figures:
 
     :param loss: mean loss over the examples
     :param metrics: the task's metrics by name, the first of them its metric
+    :param predictions: the (collected) outputs of all examples, in the order of the split: tensor (N, ...). They take
+        memory as long as these figures are kept
     """
 
     loss: float
     metrics: dict[str, float]
+    predictions: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def metric(self) -> float:
@@ -400,9 +403,8 @@ def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None
         joined = joined[rows.argsort().to(joined.device)]
     if joined.dtype in (torch.bfloat16, torch.float16):
         joined = joined.float()
-    return Figures(
-        float(torch.stack(losses).sum()), {name: float(metric(joined, split)) for name, metric in task.metrics.items()}
-    )
+    metrics = {name: float(metric(joined, split)) for name, metric in task.metrics.items()}
+    return Figures(float(torch.stack(losses).sum()), metrics, joined)
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

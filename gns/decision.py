@@ -14,7 +14,7 @@ in use exactly what it met in training. Per update the order is::
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,11 @@ from gns.errors import (
     OutOfOrderError,
     require_positive,
 )
-from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, tensor_sums
+from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind, read_moments
 from gns.profiles import get_profile
+from gns.validation import ValidationStatistics
 
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
@@ -129,12 +130,25 @@ class DecisionCore:
 
     # ------------------------------------------------------------------ the four calls of an update
 
-    def observe(self) -> Observation:
+    def observe(self, validation: ValidationStatistics | None = None) -> Observation:
         """Read the pending gradients and the losses since the last decision.
 
         One copy to the host. Changes nothing but :attr:`statistics`.
+
+        :param validation: figures of held-out data now, for a feature schema that needs them; others ignore them
+        :raises OutOfOrderError: if the schema needs them and there are none
         """
+        needed = get_schema(self.config.features).needs_validation
+        if needed and validation is None:
+            raise OutOfOrderError(
+                f"observe() came without validation figures, which features {self.config.features!r} need. Evaluate "
+                "the model on held-out data first and pass observe() what gns.validation.validation_statistics makes "
+                "of its loss and predictions; or use a policy whose features need none."
+            )
         self.statistics = self._collect()
+        if needed:
+            figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
+            self.statistics = replace(self.statistics, **figures)
         self._observed_at = self.update
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)

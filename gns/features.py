@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ OPTIMIZER_KINDS: tuple[str, ...] = ("sgd", "adam", "adamw", "other")
 _TINY = 1e-12
 
 
+def _unknown() -> np.ndarray:
+    return np.asarray(math.nan)
+
+
 @dataclass(frozen=True)
 class FeatureSchema:
     """Names, widths and bound of a set of features. The name stands in every policy file.
@@ -34,12 +38,14 @@ class FeatureSchema:
     :param node: names of the columns of the node matrix (L, F)
     :param globals: names of the entries of the global vector (G,)
     :param bound: every feature lies in [-bound, bound]
+    :param needs_validation: whether a pass over held-out data at every decision is needed to compute them
     """
 
     name: str
     node: tuple[str, ...]
     globals: tuple[str, ...]
     bound: float
+    needs_validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class RunStatistics:
     :param budget: (*N,), updates
     :param rolled_back: (*N,), 1 where the last interval was undone by the guard
     :param optimizer_kind: (*N,), index into :data:`OPTIMIZER_KINDS`
+    :param validation_loss: (*N,), see :class:`gns.validation.ValidationStatistics`, like the two that follow; NaN where
+        nothing was measured
+    :param prediction_variance: (*N,)
+    :param prediction_change_variance: (*N,)
     """
 
     sums: np.ndarray
@@ -72,6 +82,9 @@ class RunStatistics:
     budget: np.ndarray
     rolled_back: np.ndarray
     optimizer_kind: np.ndarray
+    validation_loss: np.ndarray = field(default_factory=_unknown)
+    prediction_variance: np.ndarray = field(default_factory=_unknown)
+    prediction_change_variance: np.ndarray = field(default_factory=_unknown)
 
     @property
     def finite(self) -> np.ndarray:
@@ -201,8 +214,7 @@ def paper_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
 
     :return: float32 array (*N, L, 6)
     """
-    is_bias = np.array([name.rpartition(".")[2].startswith("bias") for names in graph.parameters for name in names])
-    layer = _by_layer(graph)
+    is_bias, layer = _is_bias(graph), _by_layer(graph)
     tensor_counts = np.array(graph.tensor_sizes, dtype=np.float64)
     columns = []
     for column in (SUM_W, SUM_ABS_G):
@@ -217,6 +229,39 @@ def paper_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
 def paper_global_features(run: RunStatistics) -> np.ndarray:
     """Return the paper's global vector: it has none, so the last axis has length 0."""
     return np.zeros((*np.shape(run.learning_rate), 0), dtype=np.float32)
+
+
+def no_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
+    """Return the node features of schema ``srls``, which sees no graph: float32 array (*N, L, 0)."""
+    return np.zeros((*np.shape(run.learning_rate), graph.num_nodes, 0), dtype=np.float32)
+
+
+def srls_global_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
+    """Return the seven features of SRLS (Xu, Dai, Kemp, Metz, 2019, arXiv 1909.09712).
+
+    Where the paper takes them raw, here losses, variances and the rate enter by their logarithm, and the mean of the
+    output layer's weights in units of their root mean square: raw, they span many decades. What is not known is 0: the
+    training loss before the first update and after a rollback, the change of predictions at the first decision. As the
+    paper has no flag for it, that looks like a loss or a variance of 1.
+
+    :return: float32 array (*N, 7); entries as in ``SCHEMAS["srls"].globals``
+    """
+    chosen = (_by_layer(graph)[_output_layer(graph)] > 0) & ~_is_bias(graph)
+    count = max(np.array(graph.tensor_sizes, dtype=np.float64) @ chosen, 1.0)
+    mean = (run.sums[..., SUM_W] * chosen).sum(axis=-1) / count
+    square = (run.sums[..., SUM_W2] * chosen).sum(axis=-1) / count
+    training_loss = run.losses.mean(axis=-1) if run.losses.shape[-1] else np.ones(np.shape(run.learning_rate))
+    entries = [
+        0.5 * _log(training_loss),
+        0.5 * _log(np.asarray(run.validation_loss)),
+        _log10(np.asarray(run.prediction_variance)) / 2.0,
+        _log10(np.asarray(run.prediction_change_variance)) / 2.0,
+        mean / np.sqrt(np.maximum(square, _TINY**2)),
+        _log10(square - mean**2) / 2.0 + 1.0,
+        (_log10(run.learning_rate) + 3.0) / 2.0,
+    ]
+    shape = np.shape(run.learning_rate)
+    return _finish(np.stack([np.broadcast_to(entry, shape) for entry in entries], axis=-1), SCHEMAS["srls"].bound)
 
 
 SCHEMAS: dict[str, FeatureSchema] = {
@@ -252,14 +297,31 @@ SCHEMAS: dict[str, FeatureSchema] = {
         globals=(),
         bound=1e6,
     ),
+    "srls": FeatureSchema(
+        name="srls",
+        node=(),
+        globals=(
+            "log_training_loss",
+            "log_validation_loss",
+            "log_prediction_variance",
+            "log_prediction_change_variance",
+            "output_weight_mean_over_rms",
+            "log_output_weight_variance",
+            "log_learning_rate",
+        ),
+        bound=5.0,
+        needs_validation=True,
+    ),
 }
 _NODE_FEATURES: dict[str, Callable[[LayerGraph, RunStatistics], np.ndarray]] = {
     "gns-1": gns_node_features,
     "gns-paper": paper_node_features,
+    "srls": no_node_features,
 }
-_GLOBAL_FEATURES: dict[str, Callable[[RunStatistics], np.ndarray]] = {
-    "gns-1": gns_global_features,
-    "gns-paper": paper_global_features,
+_GLOBAL_FEATURES: dict[str, Callable[[LayerGraph, RunStatistics], np.ndarray]] = {
+    "gns-1": lambda graph, run: gns_global_features(run),
+    "gns-paper": lambda graph, run: paper_global_features(run),
+    "srls": srls_global_features,
 }
 
 
@@ -276,13 +338,24 @@ def get_schema(name: str) -> FeatureSchema:
 def compute_features(schema: str, graph: LayerGraph, run: RunStatistics) -> tuple[np.ndarray, np.ndarray]:
     """Return node features (*N, L, F) and global features (*N, G) of a schema: float32, finite, within its bound."""
     with np.errstate(all="ignore"):  # statistics of a diverged run may be infinite; _finish makes features finite
-        return _NODE_FEATURES[get_schema(schema).name](graph, run), _GLOBAL_FEATURES[schema](run)
+        return _NODE_FEATURES[get_schema(schema).name](graph, run), _GLOBAL_FEATURES[schema](graph, run)
 
 
 def _by_layer(graph: LayerGraph) -> np.ndarray:
     """Membership matrix (L, P) of parameter tensors in layers; rows of ``sums`` stand in the graph's order."""
     lengths = [len(names) for names in graph.parameters]
     return np.repeat(np.eye(len(lengths)), lengths, axis=1)
+
+
+def _is_bias(graph: LayerGraph) -> np.ndarray:
+    """Whether each parameter tensor is a bias, bool (P,)."""
+    return np.array([name.rpartition(".")[2].startswith("bias") for names in graph.parameters for name in names])
+
+
+def _output_layer(graph: LayerGraph) -> int:
+    """Return the last layer that no edge leaves; the last of all where edges leave every layer."""
+    ends = set(range(graph.num_nodes)) - set(graph.edges[0].tolist())
+    return max(ends, default=graph.num_nodes - 1)
 
 
 def _log10(value: np.ndarray) -> np.ndarray:

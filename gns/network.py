@@ -2,7 +2,8 @@
 
 Layer graph -> type embedding and node features -> two graph convolutions -> mean over nodes -> joined with the global
 vector -> actor (mean of the action) and critic (value). The hierarchical form pools layers to blocks between the two
-convolutions, so that the second one passes messages over the blocks of a network.
+convolutions, so that the second one passes messages over the blocks of a network. Without a graph, one hidden layer on
+the global vector alone takes the place of all that comes before actor and critic.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gns.errors import InvalidSettingError, UnknownNameError
 from gns.features import get_schema
 
 CONVOLUTIONS: tuple[str, ...] = ("GCNConv", "GraphConv", "SAGEConv")
+NO_GRAPH = "none"
 NUM_TYPE_EMBEDDINGS = 8  # one more than there are types, for types of a later version
 
 
@@ -28,13 +30,14 @@ class NetworkConfig:
     """Shape of the network.
 
     :param features: feature schema, which fixes the input widths
-    :param convolution: a class of ``torch_geometric.nn``, one of :data:`CONVOLUTIONS`
+    :param convolution: a class of ``torch_geometric.nn``, one of :data:`CONVOLUTIONS`; or ``none``: the graph is not
+        read, and ``type_embedding`` has no effect
     :param hierarchical: pool layers to blocks before the second convolution
     :param type_embedding: width of the node-type embedding
-    :param hidden: width of both convolutions and of the graph embedding
+    :param hidden: width of both convolutions and of the graph embedding; without a graph, of the first hidden layer
     :param head: width of the hidden layer of actor and critic
-    :param dropout: probability of dropout after the first convolution; the paper's code has 0.5, and drops out while
-        acting too, which this one does not
+    :param dropout: probability of dropout after the first layer; the paper's code has 0.5, and drops out while acting
+        too, which this one does not
     :param action_scale: the mean action is ``action_scale * tanh(.)``
     """
 
@@ -48,9 +51,17 @@ class NetworkConfig:
     action_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        get_schema(self.features)
-        if self.convolution not in CONVOLUTIONS:
-            raise UnknownNameError("graph convolution", self.convolution, CONVOLUTIONS)
+        schema = get_schema(self.features)
+        if self.convolution not in (*CONVOLUTIONS, NO_GRAPH):
+            raise UnknownNameError("graph convolution", self.convolution, (*CONVOLUTIONS, NO_GRAPH))
+        if self.convolution == NO_GRAPH and (self.hierarchical or not schema.globals):
+            problem = (
+                "hierarchical is true" if self.hierarchical else f"features {schema.name!r} has no global features"
+            )
+            raise InvalidSettingError(
+                f"convolution is {NO_GRAPH!r} and {problem}; without a graph there are no blocks to pool, and global "
+                f"features alone to read. Choose one of {', '.join(CONVOLUTIONS)}, or features such as 'srls'."
+            )
         for name in ("type_embedding", "hidden", "head"):
             value = getattr(self, name)
             if not (isinstance(value, int) and 1 <= value <= 4096):
@@ -140,13 +151,30 @@ def mean_by_group(values: Tensor, group: Tensor, count: int) -> Tensor:
     return sums / torch.bincount(group, minlength=count).clamp(min=1).unsqueeze(-1)
 
 
+class GlobalEncoder(nn.Module):
+    """Encodes the global vectors of a :class:`GraphBatch` and reads nothing else: float32 (B, ``hidden``).
+
+    With the hidden layer of actor and critic, the network of SRLS (Xu et al., 2019): two hidden layers, the first of
+    them shared.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.first = nn.Linear(len(get_schema(config.features).globals), config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Return the embedding of each global vector."""
+        return self.dropout(torch.tanh(self.first(batch.globals)))
+
+
 class GNSNetwork(nn.Module):
     """Encoder with actor and critic heads."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = GraphEncoder(config)
+        self.encoder = GlobalEncoder(config) if config.convolution == NO_GRAPH else GraphEncoder(config)
         self.actor = nn.Sequential(
             nn.Linear(config.hidden, config.head),
             nn.Tanh(),

@@ -20,7 +20,7 @@ from torch import nn
 from gns.decision import DecisionConfig, Observation
 from gns.errors import GNSError, PolicyFormatError
 from gns.features import get_schema
-from gns.network import GNSNetwork, NetworkConfig, batch_observations
+from gns.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -148,9 +148,10 @@ class GNSPolicy(
         decision = self.config.decision
         rows = "\n".join(f"| {key} | {value} |" for key, value in self.config.training.items())
         parameters = sum(p.numel() for p in self.parameters())
+        kind = "Network on global features" if self.config.network.convolution == NO_GRAPH else "Graph network"
         text = (
             f"---\n{ModelCardData(**info).to_yaml()}\n---\n\n# A learning-rate scheduling policy (GNS)\n\n"
-            f"Graph network of {parameters:,} parameters; action mode `{decision.mode}`, {decision.num_decisions} "
+            f"{kind} of {parameters:,} parameters; action mode `{decision.mode}`, {decision.num_decisions} "
             f"decisions a run, rates within [{decision.min_lr:g}, {decision.max_lr:g}], features "
             f"`{decision.features}`, format version {self.config.format_version}.\n\n"
             f"Load it with `gns.GNSPolicy.from_pretrained(folder_or_hub_id)`.\n\n## Training\n\n"

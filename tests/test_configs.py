@@ -51,7 +51,7 @@ def test_settings_of_a_schedule_can_be_overridden(compose):
     assert content["rex"]["sampling"] == "10-10"
 
 
-@pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper")])
+@pytest.mark.parametrize("env,agent", [("default", "gns"), ("gns-paper", "gns-paper"), ("srls", "srls")])
 def test_environment_and_agent_configs_build(env, agent, compose):
     settings = training(compose("train_agent", f"env={env}", f"agent={agent}"))
     assert settings.env.decision.features == settings.agent.network.features

@@ -17,7 +17,7 @@ from agents.controllers import Controller, controller_kinds, make_controller
 from agents.controllers.hypergradient import HypergradientSession
 from agents.settings import CONFIG_FOLDER
 from envs.learning_rate_env import Episode
-from gns import GNSPolicy
+from gns import DecisionConfig, GNSPolicy, NetworkConfig, PolicyConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
 
 CONFIGS = sorted(path.stem for path in (CONFIG_FOLDER / "controller").glob("*.yaml"))
@@ -43,7 +43,10 @@ def policy_folder(tmp_path_factory):
     with torch.no_grad():
         policy.network.actor[2].weight.mul_(30.0)
     policy.save_pretrained(folder / "policy")
-    FOLDERS["policy"] = str(folder / "policy")
+    GNSPolicy(
+        PolicyConfig(NetworkConfig("srls", "none"), DecisionConfig("recursive", base=2.0, features="srls"))
+    ).save_pretrained(folder / "srls")
+    FOLDERS.update(policy=str(folder / "policy"), srls=str(folder / "srls"))
     return FOLDERS
 
 
@@ -55,6 +58,7 @@ def settings_of(name: str) -> dict:
     from hydra import compose, initialize_config_dir
 
     overrides = [f"controller=[{name}]", f"policy={FOLDERS['policy']}"]
+    overrides += [f"controller.srls.policy={FOLDERS['srls']}"] if name == "srls" else []
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         return plain(compose("evaluate", overrides=overrides))["controller"][name]
 

@@ -26,6 +26,7 @@ VARIANTS = {
     **{mode: replace(SHORT, decision=DecisionConfig(mode=mode, num_decisions=5)) for mode in ACTION_MODES},
     "paper features": replace(SHORT, decision=DecisionConfig(mode="gns-paper", features="gns-paper", num_decisions=5)),
     "paper reward": replace(SHORT, reward="gns-paper"),
+    "srls": replace(SHORT, decision=DecisionConfig(mode="recursive", features="srls", num_decisions=5)),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from twins.features_twin import RunTwin, features
+from twins.features_twin import RunTwin, features, srls_features
 
 from gns import DecisionConfig, DecisionCore, UnknownNameError, layer_graph
 from gns.features import (
@@ -23,6 +23,7 @@ from gns.features import (
     log_loss,
     tensor_sums,
 )
+from gns.validation import ValidationStatistics, validation_statistics
 
 BUDGET, DECISIONS = 12, 4
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -73,6 +74,7 @@ class Loop:
         torch.manual_seed(3)
         self.model, self.spare_used = Net(), spare_used
         self.x, self.y = torch.randn(BUDGET, 7, 5), torch.randn(BUDGET, 7, 1)
+        self.held_out = torch.randn(9, 5), torch.randn(9, 1)
         self.optimizer = OPTIMIZERS[optimizer](self.model)
         graph = layer_graph(self.model, self.model(self.x[0]).sum())
         config = DecisionConfig(mode=mode, num_decisions=DECISIONS, features=schema)
@@ -93,14 +95,32 @@ class Loop:
 
     def decide(self, action: float) -> None:
         self.core.decide(action)
-        self.twin.decided()
+        self.twin.decided(self.predict()[0])
+
+    @torch.no_grad()
+    def predict(self) -> tuple[Tensor, float]:
+        """Outputs and loss on held-out data."""
+        predictions = self.model(self.held_out[0])
+        return predictions, F.mse_loss(predictions, self.held_out[1]).item()
+
+    def validation(self) -> ValidationStatistics | None:
+        """What the schema needs of held-out data."""
+        if not get_schema(self.core.config.features).needs_validation:
+            return None
+        predictions, loss = self.predict()
+        return validation_statistics(loss, predictions, self.twin.predictions)
 
     def twin_features(self):
         core = self.core
+        if core.config.features == "srls":
+            predictions, loss = self.predict()
+            return [[] for _ in core.graph.names], srls_features(
+                self.model.last, self.twin, core.factor, loss, predictions
+            )
         return features(core.config.features, core.graph, self.model, self.optimizer, self.twin, core.factor)
 
     def assert_agreement(self) -> None:
-        observation = self.core.observe()
+        observation = self.core.observe(self.validation())
         nodes, global_features = self.twin_features()
         np.testing.assert_allclose(observation.nodes, nodes, rtol=0, atol=1e-4)
         np.testing.assert_allclose(observation.globals, np.array(global_features), rtol=0, atol=1e-4)
@@ -250,6 +270,9 @@ def statistics(seed: int, count: int = 3, **changes: object) -> RunStatistics:
         "budget": rng.integers(10, 1000),
         "rolled_back": rng.integers(2),
         "optimizer_kind": rng.integers(len(OPTIMIZER_KINDS)),
+        "validation_loss": np.exp(rng.normal()),
+        "prediction_variance": np.exp(rng.normal()),
+        "prediction_change_variance": np.exp(rng.normal()),
     }
     return RunStatistics(**{name: np.asarray(value) for name, value in {**values, **changes}.items()})
 
@@ -300,7 +323,9 @@ def assert_finite_and_bounded(schema: str, nodes: np.ndarray, global_features: n
 def test_features_are_finite_and_bounded_for_any_statistics(schema, data):
     sums = data.draw(st.lists(extreme, min_size=TENSORS * NUM_SUMS, max_size=TENSORS * NUM_SUMS))
     losses = data.draw(st.lists(extreme, max_size=4))
-    scalars = {name: data.draw(extreme) for name in ("first_loss", "previous_loss", "learning_rate", "progress")}
+    drawn = ("first_loss", "previous_loss", "learning_rate", "progress")
+    held_out = ("validation_loss", "prediction_variance", "prediction_change_variance")
+    scalars = {name: data.draw(extreme) for name in (*drawn, *held_out)}
     run = statistics(0, sums=np.reshape(sums, (TENSORS, NUM_SUMS)), losses=np.array(losses, dtype=float), **scalars)
     assert_finite_and_bounded(schema, *compute_features(schema, GRAPH, run))
     assert bool(run.finite) == bool(np.isfinite(sums).all() and np.isfinite(losses).all())
@@ -322,7 +347,7 @@ def test_observations_are_finite_and_bounded_for_any_run(optimizer, schema, weig
         for parameter in loop.model.first.parameters():
             parameter.fill_(weight)
             parameter.grad.fill_(gradient)
-    observation = loop.core.observe()
+    observation = loop.core.observe(loop.validation())
     assert_finite_and_bounded(schema, observation.nodes, observation.globals)
     entered = torch.tensor([weight, gradient, *losses])
     assert bool(loop.core.statistics.finite) or not (entered.abs() < 1e15).all()
@@ -415,8 +440,9 @@ def test_a_decision_copies_to_the_host_once(optimizer, schema):
         loop.compute_gradient()
         counters = [s["step"] for s in loop.optimizer.state.values() if "step" in s]
         if loop.core.decision_due:
+            validation = loop.validation()
             with HostCopies(counters) as copies:
-                loop.core.observe()
+                loop.core.observe(validation)
                 loop.core.diverged(4.0)
                 loop.core.decide(0.3)
             assert copies.seen == ["cpu"]

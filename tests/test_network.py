@@ -43,6 +43,7 @@ FORMS = {
     "SAGEConv hierarchical": {"convolution": "SAGEConv", "hierarchical": True},
     "paper features": {"features": "gns-paper"},
     "paper features hierarchical": {"features": "gns-paper", "hierarchical": True},
+    "no node features": {"features": "srls"},
 }
 every_form = pytest.mark.parametrize("form", FORMS)
 sizes = st.integers(1, 12)
@@ -118,7 +119,7 @@ def test_everything_observed_matters(form):
     seen = observation(3, 8, form)
     before = outputs(form, seen)
     changes = {
-        "nodes": seen.nodes + 0.5,
+        **({"nodes": seen.nodes + 0.5} if seen.nodes.size else {}),
         "node_types": (seen.node_types + 1) % len(NODE_TYPES),
         "edges": seen.edges[:, :-3],
         **({"globals": seen.globals + 0.5} if len(seen.globals) else {}),
@@ -290,7 +291,7 @@ def test_a_new_policy_changes_next_to_nothing():
 @pytest.mark.parametrize("features", sorted(SCHEMAS))
 def test_gradients_reach_every_parameter(convolution, hierarchical, features):
     torch.manual_seed(0)
-    form = "paper features" if features == "gns-paper" else "flat"
+    form = {"gns-1": "flat", "gns-paper": "paper features", "srls": "no node features"}[features]
     made = GNSNetwork(NetworkConfig(features, convolution, hierarchical, hidden=8, head=8))
     action, value = made(batch_observations([observation(seed, 6, form) for seed in range(4)]))
     (action.sum() + value.sum()).backward()

@@ -30,9 +30,9 @@ def collect(env: PadGraph) -> tuple[dict[str, torch.Tensor], list[Observation]]:
     padded, observations = [], []
     for seed, task in enumerate([1, 0, 2, 0, 1]):
         padded.append(env.reset(seed=seed, options={"task": TASKS[task].name})[0])
-        observations.append(env.unwrapped.core.observe())
+        observations.append(env.unwrapped.observation)
         padded.append(env.step(np.array([0.5], dtype=np.float32))[0])
-        observations.append(env.unwrapped.core.observe())
+        observations.append(env.unwrapped.observation)
     assert len({len(o.nodes) for o in observations}) == 3
     return stack(padded), observations
 

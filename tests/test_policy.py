@@ -28,6 +28,10 @@ CONFIGS = {
         network=NetworkConfig(**SMALL, features="gns-paper"),
         decision=DecisionConfig(mode="gns-paper", features="gns-paper", num_decisions=33),
     ),
+    "srls": PolicyConfig(
+        network=NetworkConfig(hidden=32, head=32, features="srls", convolution="none"),
+        decision=DecisionConfig(mode="recursive", features="srls", decision_interval=10),
+    ),
 }
 
 

@@ -19,9 +19,11 @@ from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.decision import DecisionConfig, DecisionCore, Observation
 from gns.errors import InvalidSettingError
+from gns.features import get_schema
 from gns.guard import GuardConfig
 from gns.layer_graph import layer_graph
 from gns.policy import GNSPolicy
+from gns.validation import ValidationStatistics, validation_statistics
 
 UNKNOWN = "unknown"
 
@@ -111,6 +113,9 @@ class _PolicySession(Session):
         self._good: dict[str, Any] | None = None
         self._good_steps = 0
         self._lost = False
+        self._schema = get_schema(policy.config.decision.features)
+        self._validation: ValidationStatistics | None = None
+        self._predictions: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -148,14 +153,27 @@ class _PolicySession(Session):
         return self._core
 
     def _observe(self, core: DecisionCore, coming: dict[str, Any] | None) -> Observation:
-        """Observe, and take the run back to the last good snapshot if it diverged; else ``coming`` is the next."""
-        observation = core.observe()
+        """Observe, and take the run back to the last good snapshot if it diverged; else ``coming`` is the next.
+
+        Validation figures, where the features need them, are those of the run that goes on: to tell whether it diverged
+        the last ones do, and no pass is spent on a state that is undone.
+        """
+        if core.update == 0:
+            self._validate()
+        observation = core.observe(self._validation)
         if core.update == 0 or not core.diverged(self._guard.loss_multiple):
             self._good, self._good_steps = coming, core.steps
-            return observation
-        if not self._guard.enabled:
+        elif not self._guard.enabled:
             self._lost = not bool(core.statistics.finite)
-            return observation
+        else:
+            self._recover(core)
+            observation = core.observe(self._validation)
+        if self._schema.needs_validation and core.update and not (self._lost or core.finished):
+            self._validate()
+            observation = core.observe(self._validation)
+        return observation
+
+    def _recover(self, core: DecisionCore) -> None:
         assert self._good is not None
         self.ledger.rollbacks += 1
         self.run.load_state_dict(self._good)
@@ -163,15 +181,25 @@ class _PolicySession(Session):
         self._lost = self.ledger.rollbacks > self._guard.max_rollbacks
         if not self._lost and not core.finished:
             self.run.compute_gradient()
-        return core.observe()
+
+    def _validate(self) -> None:
+        """Pass over the reward split for the features, where they need it."""
+        if self._schema.needs_validation:
+            figures = self.run.evaluate_reward_split()
+            self.ledger.evaluations += 1
+            assert figures.predictions is not None
+            self._validation = validation_statistics(figures.loss, figures.predictions, self._predictions)
+            self._predictions = figures.predictions
 
     def own_state(self) -> dict[str, Any]:
-        """The decision core's state and the last good snapshot."""
+        """The decision core's state, the last good snapshot and the last validation figures."""
         return {
             "core": None if self._core is None else self._core.state_dict(),
             "good": copy.deepcopy(self._good),
             "good_steps": self._good_steps,
             "lost": self._lost,
+            "validation": None if self._validation is None else asdict(self._validation),
+            "predictions": None if self._predictions is None else self._predictions.clone(),
         }
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
@@ -187,4 +215,5 @@ class _PolicySession(Session):
             assert self._core is not None
             self._core.load_state_dict(state["core"])
         self._good, self._good_steps = copy.deepcopy(state["good"]), state["good_steps"]
-        self._lost = state["lost"]
+        self._lost, self._predictions = state["lost"], state["predictions"]
+        self._validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])

@@ -21,6 +21,7 @@ class RunTwin:
 
     :param budget: updates of the whole run
     :param initial_lrs: rate each parameter group began with
+    :param predictions: outputs on held-out data at the last decision
     """
 
     budget: int
@@ -29,6 +30,7 @@ class RunTwin:
     counts: dict[str, int] = field(default_factory=dict)  # updates of each parameter that had a gradient
     losses: list[float] = field(default_factory=list)
     intervals: list[float] = field(default_factory=list)
+    predictions: Tensor | None = None
 
     def updated(self, loss: float, model: nn.Module) -> None:
         """Note an update and the parameters that took part in it."""
@@ -38,8 +40,9 @@ class RunTwin:
             if parameter.grad is not None:
                 self.counts[name] = self.counts.get(name, 0) + 1
 
-    def decided(self) -> None:
-        """Note a decision, which closes an interval."""
+    def decided(self, predictions: Tensor | None = None) -> None:
+        """Note a decision, which closes an interval, and the outputs on held-out data then."""
+        self.predictions = predictions
         if self.losses:
             self.intervals.append(sum(self.losses) / len(self.losses))
         self.losses = []
@@ -128,6 +131,38 @@ def features(schema, graph, model, optimizer, run: RunTwin, factor: float) -> tu
         return [bounded(paper_row(tensors, run, factor), 1e6) for tensors in layers], []
     rows = [gns_row(tensors, depth) for tensors, depth in zip(layers, graph.depths, strict=True)]
     return [bounded(row, 5.0) for row in rows], bounded(gns_globals(optimizer, run, factor), 5.0)
+
+
+def srls_features(
+    output_layer: nn.Module, run: RunTwin, factor: float, validation_loss: float, predictions: Tensor
+) -> list[float]:
+    """The seven features of SRLS, from the model and its outputs on held-out data.
+
+    :param output_layer: the layer with the last ``weight``
+    """
+    weights = [float(w) for w in output_layer.weight.detach().flatten()]
+    mean = sum(weights) / len(weights)
+    rms = math.sqrt(sum(w * w for w in weights) / len(weights))
+    now = [float(p) for p in predictions.flatten()]
+    change = 0.0
+    if run.predictions is not None:
+        differences = [a - float(b) for a, b in zip(now, run.predictions.flatten(), strict=True)]
+        change = log10(variance(differences)) / 2
+    values = [
+        ln(sum(run.losses) / len(run.losses)) / 2 if run.losses else 0.0,
+        ln(validation_loss) / 2,
+        log10(variance(now)) / 2,
+        change,
+        mean / rms,
+        log10(variance(weights)) / 2 + 1,
+        (log10(run.initial_lrs[0] * factor) + 3) / 2,
+    ]
+    return bounded(values, 5.0)
+
+
+def variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / len(values)
 
 
 def gns_row(tensors: list[TensorState], depth: float) -> list[float]:
