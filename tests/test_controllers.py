@@ -1,8 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from plain_loop import same_state, small_task
 from torch import nn
+from twins.policy_run_twin import run_in_environment
 
 from agents.controllers import ScheduleController, make_controller
 from agents.controllers.policy import PolicyController
@@ -11,7 +14,16 @@ from agents.sweep import Job, run_job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task
 from envs.training_run import TrainingRun
-from gns import GNSPolicy, PolicyFormatError, UnknownNameError
+from gns import (
+    DecisionConfig,
+    GNSPolicy,
+    GuardConfig,
+    InvalidSettingError,
+    NetworkConfig,
+    PolicyConfig,
+    PolicyFormatError,
+    UnknownNameError,
+)
 from gns.profiles import PROFILES, get_profile, onecycle_momentum
 
 
@@ -147,3 +159,75 @@ def test_a_row_measures_the_test_split_only_when_it_reports():
 def test_a_diverged_run_has_an_infinite_loss_in_its_row():
     row = run_job(Job(ScheduleController("constant", "constant"), episode(optimizer="sgdm", learning_rate=1e12)))
     assert row["reward_loss"] == math.inf and row["test_loss"] == math.inf
+
+
+@pytest.mark.parametrize("schema", ["gns-1", "srls"])
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("optimizer,rate", [("adam", 0.003), ("sgdm", 0.1), ("sgdm", 9.0), ("adam", 5.0), ("sgd", 0.1)])
+@pytest.mark.parametrize("kind", ["dropout", "batch_norm"])
+def test_a_policys_run_is_the_environments_to_the_last_bit(tmp_path, schema, guarded, optimizer, rate, kind):
+    torch.manual_seed(2)
+    network = NetworkConfig(schema, "none" if schema == "srls" else "GCNConv")
+    policy = GNSPolicy(PolicyConfig(network, DecisionConfig("recursive", num_decisions=8, features=schema)))
+    with torch.no_grad():
+        policy.network.actor[2].weight.mul_(40.0)
+    policy.save_pretrained(tmp_path)
+    guard = GuardConfig(enabled=guarded, loss_multiple=1.5, max_rollbacks=2)
+    about = episode(task=small_task(kind), optimizer=optimizer, learning_rate=rate)
+    env, info = run_in_environment(policy.eval(), guard, about)
+    run = PolicyController("p", str(tmp_path), guard=guard).train(about)
+    assert run.rates == env.rates
+    assert same_state(run.model, env.run.model)
+    assert (run.ledger.updates, run.ledger.rollbacks) == (info["update"], info["rollbacks"])
+    assert min(run.reward_loss, 1e6) == info["reward_loss"] or not math.isfinite(run.reward_loss)
+
+
+def test_a_run_that_is_given_up_ends_as_in_the_environment(tmp_path):
+    policy = GNSPolicy(PolicyConfig(decision=DecisionConfig("recursive", num_decisions=8)))
+    policy.save_pretrained(tmp_path)
+    guard = GuardConfig(loss_multiple=1.5, max_rollbacks=0)
+    about = episode(optimizer="sgdm", learning_rate=9.0)
+    run = PolicyController("p", str(tmp_path), guard=guard).train(about)
+    env, info = run_in_environment(policy.eval(), guard, about)
+    assert info["diverged"] and run.ledger.rollbacks == 1
+    assert run.rates == env.rates and run.ledger.updates == info["update"] < 40
+    assert same_state(run.model, env.run.model)
+
+
+def test_a_budget_smaller_than_the_decisions_is_refused_before_any_run(policy_folder):
+    with pytest.raises(InvalidSettingError, match="num_decisions"):
+        PolicyController("p", policy_folder).check(get_task("digits_mlp"), "adam", 10)
+
+
+def test_hf_schedules_equal_their_closed_forms_and_refuse_what_they_are_not():
+    linear = make_controller("l", {"kind": "hf-scheduler", "scheduler": "linear"}).train(episode())
+    assert linear.rates == pytest.approx([0.003 * (1 - t / 40) for t in range(40)], rel=1e-12)
+    warm = make_controller("w", {"kind": "hf-scheduler", "scheduler": "cosine", "warmup": 0.25}).train(episode())
+    assert warm.rates[:11] == pytest.approx([0.003 * t / 10 for t in range(11)], rel=1e-12)
+    for name in ("cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay", "constant"):
+        run = make_controller("x", {"kind": "hf-scheduler", "scheduler": name}).train(episode())
+        assert len(run.rates) == 40 and all(rate > 0 for rate in run.rates)
+    with pytest.raises(UnknownNameError, match="cosine"):
+        make_controller("x", {"kind": "hf-scheduler", "scheduler": "cosin"})
+    with pytest.raises(InvalidSettingError, match="plateau"):
+        make_controller("x", {"kind": "hf-scheduler", "scheduler": "reduce_lr_on_plateau"})
+    with pytest.raises(InvalidSettingError, match="num_cycle"):
+        settings = {"kind": "hf-scheduler", "scheduler": "cosine_with_restarts", "settings": {"num_cycle": 3}}
+        make_controller("x", settings).train(episode())
+
+
+def test_a_plateau_cuts_the_rate_when_the_reward_loss_stops_falling():
+    settings = {"kind": "plateau", "every": 0.1, "patience": 0, "factor": 0.5, "threshold": 0.9}
+    run = make_controller("p", settings).train(episode())
+    # The first look improves on nothing seen; each later one falls short of 90 %.
+    assert run.rates == [0.003] * 8 + [0.003 * 0.5**k for k in range(1, 9) for _ in range(4)]
+    assert run.ledger.evaluations == 9 + 1
+
+
+def test_one_cycle_turns_its_momentum_where_its_rate_peaks_after_a_warm_up():
+    session = ScheduleController("o", "onecycle", cycle_momentum=True, warmup=0.5).start(episode(optimizer="sgdm"))
+    momenta = []
+    for _ in range(40):
+        session.update()
+        momenta.append(session.run.optimizer.param_groups[0]["momentum"])
+    assert int(np.argmax(session.rates)) == 30 and momenta[30] == pytest.approx(0.85)

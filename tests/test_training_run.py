@@ -1,5 +1,6 @@
 """A training run is a plain PyTorch loop: bit for bit, whatever else runs beside it."""
 
+import io
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from envs import EnvConfig, LearningRateEnv, TrainingRun, get_task
 from envs.training_run import evaluate_split
 from gns import DecisionConfig, GuardConfig, InvalidSettingError, UnknownNameError
 
-RATES = {"sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}
+RATES = {"sgd": 0.1, "sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}
 every_optimizer = pytest.mark.parametrize("optimizer", sorted(RATES))
 STILL = np.zeros(1, dtype=np.float32)
 
@@ -235,3 +236,89 @@ def test_unknown_optimizer_is_named_with_the_known_ones():
 def test_learning_rate_must_be_positive(rate):
     with pytest.raises(InvalidSettingError, match="learning_rate"):
         TrainingRun(small_task(), "adam", rate, seed=0)
+
+
+# ---------------------------------------------------------------------- going on from a saved state
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw"])
+@pytest.mark.parametrize("kind", ["dropout", "batch_norm"])
+def test_a_run_goes_on_from_its_state_bit_for_bit(kind, optimizer, precision):
+    task = small_task(kind, precision=precision, accumulation=2, clip_norm=1.0, batch_size=500)
+
+    def advance(run, updates):
+        for _ in range(updates):
+            run.compute_gradient()
+            run.apply_update()
+
+    whole, first, second = (TrainingRun(task, optimizer, 0.01, seed) for seed in (0, 0, 1))
+    advance(whole, 9)
+    advance(first, 5)
+    first.compute_gradient()
+    first.apply_update()
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    advance(first, 2)
+    second.compute_gradient()  # a pending gradient is dropped
+    second.load_state_dict(torch.load(file, weights_only=True))
+    advance(second, 3)
+    assert same_state(second.model, whole.model)
+    assert second.evaluate_reward_split().loss == whole.evaluate_reward_split().loss
+    second.load_state_dict(first.state_dict())
+    advance(second, 1)
+    assert same_state(second.model, whole.model)
+
+
+# ---------------------------------------------------------------------- float16
+
+
+def test_float16_trains_about_as_float32_does():
+    losses = {}
+    for precision in ("float32", "float16"):
+        run = TrainingRun(small_task(precision=precision), "sgdm", 0.05, 0)
+        for _ in range(60):
+            run.compute_gradient()
+            run.apply_update()
+        losses[precision] = run.evaluate_reward_split().loss
+        assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_an_update_that_overflows_in_float16_is_left_out_and_its_gradient_is_0():
+    run = TrainingRun(small_task(precision="float16"), "sgdm", 0.05, 0)
+    run._scaler.load_state_dict({**run._scaler.state_dict(), "scale": 2.0**40})
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.compute_gradient()
+    assert all(not p.grad.any() for p in run.model.parameters())
+    run.apply_update()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+    assert run.state_dict()["scaler"]["scale"] == 2.0**39
+    for _ in range(40):
+        run.compute_gradient()
+        run.apply_update()
+    assert not torch.equal(before[0], next(run.model.parameters()))
+
+
+def test_an_episode_runs_in_float16_and_rolls_its_scaler_back():
+    env = LearningRateEnv([small_task(precision="float16")], EnvConfig(optimizers=("sgdm",)))
+    env.reset(seed=0, options={"budget": 40, "learning_rate": 0.05})
+    terminated = False
+    while not terminated:
+        observation, reward, terminated, _, _ = env.step(np.array([0.0]))
+        assert np.isfinite(observation.nodes).all() and math.isfinite(reward)
+    scale = env.run.state_dict()["scaler"]["scale"]
+    go_back = env.run.position()
+    env.run.compute_gradient()
+    env.run._scaler.load_state_dict({**env.run._scaler.state_dict(), "scale": 8.0})
+    go_back()
+    assert env.run.state_dict()["scaler"]["scale"] == scale
+    env.run.compute_gradient()  # a gradient that was never applied is no obstacle
+    env.run.apply_update()
+
+
+def test_a_hessian_needs_more_than_float16():
+    run = TrainingRun(small_task(precision="float16"), "sgdm", 0.05, 0)
+    with pytest.raises(InvalidSettingError, match="float16"):
+        run.compute_gradient(keep_graph=True)

@@ -29,6 +29,7 @@ class ProdigyController(Controller):
     :param safeguard_warmup: leave the factor out of d's denominator, which its authors recommend under warm-up
     :param warmup: share of the budget over which the factor climbs to 1
     :param d_coef: factor on its estimate, its authors' preferred way to tune it
+    :param bias_correction: turn on Adam's bias correction, off by default as in the package
     """
 
     kind: ClassVar[str] = "prodigy"
@@ -38,6 +39,7 @@ class ProdigyController(Controller):
     safeguard_warmup: bool = False
     warmup: float = 0.0
     d_coef: float = 1.0
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         self.schedule()
@@ -63,7 +65,7 @@ class ProdigyController(Controller):
                     weight_decay=decay,
                     d_coef=self.d_coef,
                     safeguard_warmup=self.safeguard_warmup,
-                    use_bias_correction=True,
+                    use_bias_correction=self.bias_correction,
                 )
 
         return _ProdigySession(new_run(episode, make_optimizer), episode.budget, self.schedule())
