@@ -1,5 +1,6 @@
 """Hypergradient descent against finite differences of the loss, and its fast path against its readable twin."""
 
+import copy
 import math
 
 import pytest
@@ -65,7 +66,25 @@ def test_it_is_the_losss_derivative_by_the_last_rate(name, function):
     rate, width = group["lr"], 1e-6
     differences = (loss_after(name, rate + width) - loss_after(name, rate - width)) / (2 * width)
     assert abs(differences) > 1e-4
-    assert function(optimizer, group, last) == pytest.approx(differences, rel=1e-6)
+    pending = [p.grad for p in group["params"]]
+    assert function(optimizer, group, pending, last) == pytest.approx(differences, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reading_it_leaves_everything_as_it_was(name):
+    """Also where a group has one tensor, which joining does not copy."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64))
+    optimizer = OPTIMIZERS[name]([weight])
+    for step in range(3):
+        weight.grad = torch.full_like(weight, 0.5 + step)
+        last = [weight.grad]
+        optimizer.step()
+    weight.grad = torch.full_like(weight, 4.0)
+    before = copy.deepcopy((optimizer.state_dict(), weight.grad, last, weight.detach()))
+    value = hypergradient(optimizer, optimizer.param_groups[0], [weight.grad], last)
+    assert value == pytest.approx(hypergradient_by_tensor(optimizer, optimizer.param_groups[0], [weight.grad], last))
+    after = (optimizer.state_dict(), weight.grad, last, weight.detach())
+    assert str(after) == str(before)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw"])
@@ -78,7 +97,8 @@ def test_a_run_follows_the_rule_at_every_update(optimizer):
         last = [None if p.grad is None else p.grad.clone() for p in group["params"]]
         session.run.compute_gradient()
         if update:
-            expected -= beta * hypergradient_by_tensor(session.run.optimizer, group, last)
+            pending = [p.grad for p in group["params"]]
+            expected -= beta * hypergradient_by_tensor(session.run.optimizer, group, pending, last)
         session.before_update()
         assert session.rates[-1] == pytest.approx(expected, rel=1e-5)
         session.run.apply_update()

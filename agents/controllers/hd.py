@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors as flatten  # joins in one call; of a single tensor it is a view
 
 from agents.controllers.base import HIGHEST_RATE, LOWEST_RATE, Controller, Session, new_run, require_bounds
 from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_step
@@ -49,80 +51,81 @@ class HDController(Controller):
         return _HDSession(new_run(episode), episode, (self.min_lr, self.max_lr), beta, self.beta_rate, self.per_group)
 
 
+Gradients = list[list[Tensor | None]]  # by parameter group
+
+
 class _HDSession(HypergradientSession):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._gradients: list[Tensor | None] = []  # of the last update
+        self._last_gradients: Gradients | None = None
         self._regular = True  # so far every parameter had a gradient at every update
 
     def before_update(self) -> None:
         """Move the rate by the pending gradient and the direction of the last update."""
-        if self._gradients:
-            by_group = self._hypergradients()
-            whole = sum(ratio * h for ratio, h in zip(self.ratios, by_group, strict=True))
-            self.descend(by_group if self.per_group else [whole])
+        pending: Gradients = [[p.grad for p in group["params"]] for group in self.run.optimizer.param_groups]
+        self._regular = self._regular and not any(g is None for gradients in pending for g in gradients)
+        if self._last_gradients is not None:
+            by_group = self._hypergradients(pending, self._last_gradients)
+            if self.per_group:
+                self.descend(by_group)
+            else:
+                self.descend([sum(ratio * h for ratio, h in zip(self.ratios, by_group, strict=True))])
         self.write_rates()
-        self._gradients = [p.grad for group in self.run.optimizer.param_groups for p in group["params"]]
+        self._last_gradients = pending
 
-    def _hypergradients(self) -> list[float]:
-        values, position = [], 0
-        for group in self.run.optimizer.param_groups:
-            count = len(group["params"])
-            last = self._gradients[position : position + count]
-            self._regular = self._regular and all(p.grad is not None for p in group["params"])
-            function = hypergradient if self._regular else hypergradient_by_tensor
-            values.append(function(self.run.optimizer, group, last))
-            position += count
-        return values
+    def _hypergradients(self, pending: Gradients, last: Gradients) -> list[float]:
+        optimizer = self.run.optimizer
+        function: Callable[..., float] = hypergradient if self._regular else hypergradient_by_tensor
+        return [function(optimizer, *parts) for parts in zip(optimizer.param_groups, pending, last, strict=True)]
 
     def own_state(self) -> dict[str, Any]:
         """Also the last gradients, which plain SGD does not keep."""
-        gradients = [None if g is None else g.clone() for g in self._gradients]
-        return {**super().own_state(), "gradients": gradients, "regular": self._regular}
+        last = self._last_gradients
+        copies = None if last is None else [[None if g is None else g.clone() for g in group] for group in last]
+        return {**super().own_state(), "gradients": copies, "regular": self._regular}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
         super().load_own_state(state)
-        self._gradients = [None if g is None else g.clone() for g in state["gradients"]]
-        self._regular = state["regular"]
+        self._last_gradients, self._regular = copy.deepcopy(state["gradients"]), state["regular"]
 
 
 def hypergradient(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], last_gradients: Sequence[Tensor | None]
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], gradients: Sequence[Tensor], last: Sequence[Tensor]
 ) -> float:
-    """Return the loss's derivative by a group's rate, ``-<g_t, u_{t-1}>``, where all were updated last time.
+    """Return the loss's derivative by a group's rate, ``-<g_t, u_{t-1}>``, where all was updated last time.
 
     One copy to the host. Tensors are joined to one, so that their number hardly matters;
     :func:`hypergradient_by_tensor` is the readable twin.
 
-    :param group: parameter group, its gradients pending and its rate still that of the last update
-    :param last_gradients: gradients of the last update, for optimizers that do not keep what they made of them
+    :param group: parameter group, its rate still that of the last update
+    :param gradients: pending gradients of its parameters
+    :param last: gradients of the last update, for optimizers that do not keep what they made of them
     """
-    parameters = group["params"]
-    states = [optimizer.state[p] for p in parameters]
-    gradient = torch.cat([p.grad.reshape(-1) for p in parameters])
-    decay, scale = group["weight_decay"], 1.0
+    states = [optimizer.state[p] for p in group["params"]]
+    decay, scale, decoupled = group["weight_decay"], 1.0, True
     if "betas" in group:
         beta1, beta2 = group["betas"]
         steps = float(states[0]["step"])
         second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        root = torch.cat([state[second].reshape(-1) for state in states]).sqrt_()
-        root.mul_((1.0 - beta2**steps) ** -0.5).add_(group["eps"])
-        direction = torch.cat([state["exp_avg"].reshape(-1) for state in states]).div_(root)
-        scale = 1.0 / (1.0 - beta1**steps)
-        decoupled = group.get("decoupled_weight_decay")
+        root = (1.0 - beta2**steps) ** 0.5  # m / (sqrt(v) / root + eps) = root m / (sqrt(v) + root eps)
+        denominator = flatten([state[second] for state in states]).sqrt().add_(root * group["eps"])
+        direction = flatten([state["exp_avg"] for state in states]) / denominator
+        scale = root / (1.0 - beta1**steps)
+        decoupled = group.get("decoupled_weight_decay", False)
     elif group["momentum"] and not group["nesterov"]:
-        direction, decoupled = torch.cat([state["momentum_buffer"].reshape(-1) for state in states]), False
+        direction, decoupled = flatten([state["momentum_buffer"] for state in states]), False
     else:
-        direction, decoupled = torch.cat([g.reshape(-1) for g in last_gradients]), True  # type: ignore[union-attr]
+        direction = flatten(last)
         if group["nesterov"]:
-            velocity = torch.cat([state["momentum_buffer"].reshape(-1) for state in states])
-            direction.add_(velocity, alpha=group["momentum"])
-    product = scale * float(torch.dot(gradient, direction))
+            velocity = flatten([state["momentum_buffer"] for state in states])
+            direction = torch.add(direction, velocity, alpha=group["momentum"])
+    gradient = flatten(gradients)
+    product = scale * torch.dot(gradient, direction).item()
     if decay and decoupled:  # u = d + decay w_{t-1}, and w_{t-1} = (w_t + eta d) / (1 - eta decay)
-        weights = torch.cat([p.detach().reshape(-1) for p in parameters])
+        weights = flatten([p.detach() for p in group["params"]])
         share = decay / (1.0 - group["lr"] * decay)
-        product = (1.0 + share * group["lr"]) * product + share * float(torch.dot(gradient, weights))
+        product = (1.0 + share * group["lr"]) * product + share * torch.dot(gradient, weights).item()
     return -product
 
 
@@ -132,14 +135,17 @@ def _decoupled(direction: Tensor, weights: Tensor, rate: float, decay: float) ->
 
 
 def hypergradient_by_tensor(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], last_gradients: Sequence[Tensor | None]
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    gradients: Sequence[Tensor | None],
+    last: Sequence[Tensor | None],
 ) -> float:
     """Return the loss's derivative by a group's rate, tensor by tensor; a tensor without an update counts 0."""
     total = 0.0
-    for parameter, last in zip(group["params"], last_gradients, strict=True):
-        if parameter.grad is not None and last is not None:
-            direction = last_direction(group, parameter.detach(), optimizer.state[parameter], last)
-            total -= float((parameter.grad * direction).sum())
+    for parameter, gradient, before in zip(group["params"], gradients, last, strict=True):
+        if gradient is not None and before is not None:
+            direction = last_direction(group, parameter.detach(), optimizer.state[parameter], before)
+            total -= float((gradient * direction).sum())
     return total
 
 
