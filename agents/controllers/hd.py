@@ -102,7 +102,8 @@ def hypergradient(
     :param gradients: pending gradients of its parameters
     :param last: gradients of the last update, for optimizers that do not keep what they made of them
     """
-    states = [optimizer.state[p] for p in group["params"]]
+    kept = optimizer.state
+    states = [kept[p] for p in group["params"]] if "betas" in group or group["momentum"] else []
     decay, scale, decoupled = group["weight_decay"], 1.0, True
     if "betas" in group:
         beta1, beta2 = group["betas"]
@@ -144,7 +145,7 @@ def hypergradient_by_tensor(
     total = 0.0
     for parameter, gradient, before in zip(group["params"], gradients, last, strict=True):
         if gradient is not None and before is not None:
-            direction = last_direction(group, parameter.detach(), optimizer.state[parameter], before)
+            direction = last_direction(group, parameter.detach(), optimizer.state.get(parameter, {}), before)
             total -= float((gradient * direction).sum())
     return total
 
