@@ -8,7 +8,7 @@ import pytest
 from gns import GNSPolicy
 
 matplotlib.use("Agg")
-DOCUMENTS = ["README.md", "docs/method.md"]
+DOCUMENTS = ["README.md", "docs/method.md", "docs/controllers.md"]
 
 
 def blocks(text: str) -> list[str]:
@@ -34,7 +34,7 @@ def test_links_and_pictures_exist(name, root):
         assert ((root / name).parent / target).exists(), target
 
 
-def test_the_readme_lists_every_task_optimizer_and_schedule(root):
+def test_the_readme_lists_every_task_optimizer_schedule_and_controller(root):
     from envs.tasks import known_tasks
     from envs.training_run import OPTIMIZERS
     from gns.decision import ACTION_MODES
@@ -44,3 +44,7 @@ def test_the_readme_lists_every_task_optimizer_and_schedule(root):
     built_in = [name for name in known_tasks() if not name.startswith("test_")]
     for name in (*built_in, *OPTIMIZERS, *PROFILES, *ACTION_MODES):
         assert f"`{name}`" in text, name
+    controllers = (root / "docs" / "controllers.md").read_text(encoding="utf-8")
+    for path in (root / "configs" / "controller").glob("*.yaml"):
+        assert f"`{path.stem}`" in controllers, path.stem
+        assert f"`{path.stem}`" in text or path.stem == "policy", path.stem

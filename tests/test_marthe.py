@@ -181,6 +181,13 @@ def test_the_validation_gradient_leaves_the_run_alone():
     )
 
 
+@pytest.mark.parametrize("name", ["nesterov", "amsgrad"])
+def test_what_is_not_differentiated_is_refused(name):
+    model, _ = problem()
+    with pytest.raises(InvalidSettingError, match=name):
+        Tangent(OPTIMIZERS[name](model.parameters()), list(model.parameters()), [1.0])
+
+
 def test_mu_outside_its_domain_is_refused():
     with pytest.raises(InvalidSettingError, match=r"mu is 1\.5"):
         MARTHEController("m", mu=1.5)

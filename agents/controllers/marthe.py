@@ -92,10 +92,15 @@ class Tangent:
     :param optimizer: SGD (without Nesterov), Adam or AdamW
     :param parameters: P tensors
     :param ratios: ratio of each parameter group
+    :raises InvalidSettingError: if a group is set to what is not differentiated here
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ratios: Sequence[float]) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
+        for group in optimizer.param_groups:
+            for name in ("nesterov", "dampening", "amsgrad", "maximize"):
+                if group.get(name):
+                    raise InvalidSettingError(f"{name} is {group[name]!r} in a parameter group; expected it off.")
         self._numbers = group_of_each(optimizer, parameters)
         self._ratios = [ratios[number] for number in self._numbers]
         self.weights = [torch.zeros_like(p) for p in self._parameters]
