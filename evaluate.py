@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from agents.command import launch, plain, use_data_root
+from agents.comparison import compare, hindsight
 from agents.controllers import make_controllers
-from agents.evaluation import Evaluation, EvaluationConfig, compare, evaluate, hindsight
+from agents.evaluation import Evaluation, EvaluationConfig, evaluate
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
 from agents.results_cache import ResultsCache

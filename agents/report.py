@@ -13,7 +13,8 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.evaluation import SETTING, Evaluation, Line, hindsight
+from agents.comparison import Line, hindsight
+from agents.evaluation import SETTING, Evaluation
 from gns.errors import InvalidSettingError
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness.

@@ -16,7 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from agents.evaluation import SETTING, Evaluation, mean_metrics
+from agents.comparison import mean_metrics
+from agents.evaluation import SETTING, Evaluation
 from agents.statistics import bootstrap_interval
 
 COLLAPSE = 2.0  # times the best tuned schedule's mean test loss
@@ -35,7 +36,7 @@ class Cell:
 
     Means are over initial rates and seeds for the policy, over seeds for the schedule. The best tuned schedule is the
     one with the lowest mean loss on the reward split, each at the rate chosen there: to choose among schedules is a
-    choice too, and none is made on the test split. (:attr:`agents.evaluation.Line.ratio` divides by the lowest test
+    choice too, and none is made on the test split. (:attr:`agents.comparison.Line.ratio` divides by the lowest test
     loss among tuned schedules, which nobody can choose before testing and which is stricter on policies.)
 
     :param policy: name of the policy's controller

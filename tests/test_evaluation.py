@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from agents.comparison import compare, hindsight
 from agents.controllers import Ledger, ScheduleController, TrainedRun
 from agents.controllers.policy import PolicyController
 from agents.evaluation import (
@@ -15,9 +16,7 @@ from agents.evaluation import (
     EvaluationConfig,
     Grid,
     InitialRates,
-    compare,
     evaluate,
-    hindsight,
     tune,
     wider,
 )

@@ -10,8 +10,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
+from agents.comparison import compare
 from agents.controllers import PolicyController, ScheduleController
-from agents.evaluation import EvaluationConfig, Grid, InitialRates, compare, evaluate
+from agents.evaluation import EvaluationConfig, Grid, InitialRates, evaluate
 from agents.ppo import PPOConfig, make_ppo, make_vec_env
 from agents.training import BaselineConfig, ScheduleReference, TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, unpad
