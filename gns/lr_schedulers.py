@@ -74,10 +74,11 @@ class ProfileLR(LRScheduler):
         update, total = self.last_epoch, self.total_steps
         progress = update / total if update < total else 1.0
         if self.cycle_momentum:
-            momentum = onecycle_momentum(self._position(progress))
+            momentum = onecycle_momentum(self._position(progress) if self._position else progress)
             for group in self.optimizer.param_groups:
                 if "betas" in group:
-                    group["betas"] = (momentum, *group["betas"][1:])
+                    betas = group["betas"]
+                    group["betas"] = (momentum, betas[1]) if len(betas) == 2 else (momentum, *betas[1:])
                 elif group.get("momentum"):
                     group["momentum"] = momentum
         factor = self._factor(progress)
@@ -95,7 +96,8 @@ class ProfileLR(LRScheduler):
     def _prepare(self) -> None:
         """Make the functions that a step calls, which are no part of the state."""
         schedule = Schedule(self.profile, self.sampling, self.warmup, self.warmup_start, self.settings)
-        self._factor, self._position = schedule.function, schedule.position
+        at_progress = not schedule.warmup and schedule.sampling == EVERY_UPDATE
+        self._factor, self._position = schedule.function, None if at_progress else schedule.position
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_factor", "_position")}

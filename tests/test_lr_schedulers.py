@@ -106,6 +106,15 @@ def test_momentum_is_cycled_with_one_cycle_or_where_asked_and_nowhere_else():
         assert [row[2] for row in seen] == [row[3] for row in seen] == expected
 
 
+def test_betas_after_the_first_are_kept_however_many_there_are():
+    optimizer = make_optimizer()  # its step reads no betas
+    optimizer.param_groups[0]["betas"], optimizer.param_groups[1]["betas"] = (0.9, 0.99), (0.9, 0.99, 0.999)
+    scheduler = ProfileLR(optimizer, T, "onecycle")
+    advance(optimizer, scheduler, T // 2)
+    assert optimizer.param_groups[0]["betas"] == pytest.approx((0.85, 0.99))
+    assert optimizer.param_groups[1]["betas"] == pytest.approx((0.85, 0.99, 0.999))
+
+
 def test_an_optimizer_without_momentum_is_left_so_and_refused_where_a_cycle_is_asked_for():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     ProfileLR(optimizer, T, "onecycle")
