@@ -107,8 +107,8 @@ def test_momentum_is_cycled_with_one_cycle_or_where_asked_and_nowhere_else():
 
 
 def test_betas_after_the_first_are_kept_however_many_there_are():
-    optimizer = make_optimizer("adam")
-    optimizer.param_groups[1]["betas"] = (0.9, 0.99, 0.999)
+    optimizer = make_optimizer()  # its step reads no betas
+    optimizer.param_groups[0]["betas"], optimizer.param_groups[1]["betas"] = (0.9, 0.99), (0.9, 0.99, 0.999)
     scheduler = ProfileLR(optimizer, T, "onecycle")
     advance(optimizer, scheduler, T // 2)
     assert optimizer.param_groups[0]["betas"] == pytest.approx((0.85, 0.99))
