@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import fmean
 
 import numpy as np
@@ -60,9 +60,9 @@ class Quadratic(nn.Module):
 
 
 @lru_cache
-def points() -> TrainingData:
+def points(noise: float = NOISE) -> TrainingData:
     """Points around 0: their mean is exactly 0, in the training split and in the reward split."""
-    drawn = NOISE * torch.randn(POINTS + 1024, len(CURVATURES), generator=torch.Generator().manual_seed(0))
+    drawn = noise * torch.randn(POINTS + 1024, len(CURVATURES), generator=torch.Generator().manual_seed(0))
     train, reward = (part - part.mean(dim=0) for part in (drawn[:POINTS], drawn[POINTS:]))
     return TrainingData(Split(train, train), Split(reward, reward))
 
@@ -72,11 +72,14 @@ def mean_output(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.mean()
 
 
-def quadratic() -> Task:
-    """Return the task."""
+def quadratic(noise: float = NOISE) -> Task:
+    """Return the task.
+
+    :param noise: standard deviation of the points
+    """
     return Task(
         name="quadratic",
-        load_training_data=points,
+        load_training_data=partial(points, noise),
         build_model=Quadratic,
         batch_size=BATCH,
         budget=TAU,
@@ -88,7 +91,7 @@ def quadratic() -> Task:
     )
 
 
-def expected_loss(rates: np.ndarray | float) -> np.ndarray:
+def expected_loss(rates: np.ndarray | float, noise: float = NOISE) -> np.ndarray:
     """Return the expected excess loss after a stage at constant rates, batches drawn independently.
 
     With f = 1 - rate h and s^2 the variance of a batch's mean, E w^2 = f^{2 tau} w_0^2
@@ -98,15 +101,15 @@ def expected_loss(rates: np.ndarray | float) -> np.ndarray:
     square = (1.0 - rate * CURVATURES) ** 2
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         kept = square**TAU
-        noise = (rate * CURVATURES * NOISE) ** 2 / BATCH * (1.0 - kept) / (1.0 - square)
-        loss = 0.5 * (CURVATURES * (kept / CURVATURES + noise)).sum(axis=1)
+        added = (rate * CURVATURES * noise) ** 2 / BATCH * (1.0 - kept) / (1.0 - square)
+        loss = 0.5 * (CURVATURES * (kept / CURVATURES + added)).sum(axis=1)
     return np.where(np.isfinite(loss), loss, np.inf)
 
 
-def best_rate() -> float:
+def best_rate(noise: float = NOISE) -> float:
     """Return the rate of the lowest expected loss."""
     rates = np.geomspace(LOWEST, HIGHEST, 20_001)
-    return float(rates[int(np.argmin(expected_loss(rates)))])
+    return float(rates[int(np.argmin(expected_loss(rates, noise)))])
 
 
 def interval(seed: int) -> tuple[float, float]:
@@ -115,7 +118,9 @@ def interval(seed: int) -> tuple[float, float]:
     return LOWEST * shift, HIGHEST * shift
 
 
-def found(settings: dict[str, object], seeds: Iterable[int], train: bool = True) -> list[tuple[float, float]]:
+def found(
+    settings: dict[str, object], seeds: Iterable[int], train: bool = True, noise: float = NOISE
+) -> list[tuple[float, float]]:
     """Return the rate found and the excess loss after the stage, one pair a seed.
 
     :param settings: of :class:`agents.controllers.autolrs.AutoLRSController`
@@ -126,12 +131,12 @@ def found(settings: dict[str, object], seeds: Iterable[int], train: bool = True)
         low, high = interval(seed)
         about = {"tau": TAU, "tau_max": 2 * TAU, "min_lr": low, "max_lr": high, **settings}
         controller = AutoLRSController("autolrs", **about)  # type: ignore[arg-type]
-        session = controller.start(Episode(quadratic(), "sgd", TAU, 1.0, seed))
+        session = controller.start(Episode(quadratic(noise), "sgd", TAU, 1.0, seed))
         while not session.finished and (train or session.searching):
             session.update()
         assert session.stage is not None
         rate = session.stage.rate
-        results.append((rate, session.run.model.excess() if train else float(expected_loss(rate)[0])))
+        results.append((rate, session.run.model.excess() if train else float(expected_loss(rate, noise)[0])))
     return results
 
 
@@ -140,11 +145,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--first-seed", type=int, default=200, help="constants were chosen on lower ones")
+    parser.add_argument("--noise", type=float, default=NOISE, help="standard deviation of the points")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     torch.set_num_threads(1)
-    best = best_rate()
-    print(f"best constant rate {best:.3f}, expected loss {float(expected_loss(best)[0]):.4f}; {len(seeds)} seeds")
+    noise = arguments.noise
+    best = best_rate(noise)
+    print(
+        f"best constant rate {best:.3f}, expected loss {float(expected_loss(best, noise)[0]):.4f}; {len(seeds)} seeds"
+    )
     print(
         "| search | within 20 % | mean abs log error | mean final loss | median | worst |\n"
         + "| --- "
@@ -153,7 +162,7 @@ def main() -> None:
     )
     fixed = {"the best rate": {"candidates": 1, "search": "grid", "min_lr": best * 0.999, "max_lr": best * 1.001}}
     for name, settings in {**fixed, **SETTINGS}.items():
-        rates, losses = zip(*found(settings, seeds), strict=True)
+        rates, losses = zip(*found(settings, seeds, noise=noise), strict=True)
         errors = [abs(math.log(rate / best)) for rate in rates]
         near = sum(error <= math.log(1.2) for error in errors)
         figures = " | ".join(f"{value:.3g}" for value in (fmean(losses), float(np.median(losses)), max(losses)))

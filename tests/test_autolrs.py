@@ -240,9 +240,9 @@ def test_default_stages_grow_with_the_budget():
     stages = AutoLRSController("autolrs").stages
     assert [stages(budget) for budget in (40, 100, 300, 1000, 112_000)] == [
         (40, 40),
-        (50, 50),
-        (50, 100),
-        (50, 400),
+        (100, 100),
+        (300, 300),
+        (200, 400),
         (1120, 8960),
     ]
 

@@ -18,7 +18,7 @@ from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive
 
 SEARCHES: tuple[str, ...] = ("bo", "random", "grid")
-_SHORTEST_STAGE = 50  # updates of the first stage where the budget is small
+_SHORTEST_STAGE = 200  # updates of the first stage: of a candidate 20, as fewer do not show which rates diverge
 _FEWEST_UPDATES = 5  # of a candidate
 _GROWTH = 8  # the paper's longest stage is eight times its first
 
@@ -36,7 +36,7 @@ class AutoLRSController(Controller):
 
     :param search: ``bo`` (Bayesian optimisation), ``random`` or ``grid``
     :param candidates: rates tried in a stage
-    :param tau: updates of the first stage; None: a hundredth of the budget, at least 50
+    :param tau: updates of the first stage; None: a hundredth of the budget, at least 200; all of it below 400
     :param tau_max: updates of the longest stage; None: tau, doubled while it is within eight tau and half the budget
     :param explore_share: tau' / tau; a candidate gets at least 5 updates, or the whole stage if that is shorter
     :param kappa: weight of exploring in Bayesian optimisation; the paper's is 1000
@@ -102,7 +102,8 @@ class AutoLRSController(Controller):
 
     def stages(self, budget: int) -> tuple[int, int]:
         """Return tau and tau_max, in updates, for a budget."""
-        tau = self.tau or min(max(_SHORTEST_STAGE, budget // 100), self.tau_max or budget)
+        first = budget if budget < 2 * _SHORTEST_STAGE else max(_SHORTEST_STAGE, budget // 100)
+        tau = self.tau or min(first, self.tau_max or budget)
         if self.tau_max is not None:
             return tau, self.tau_max
         longest = tau
