@@ -32,13 +32,11 @@ class View:
     """What a rule reads off an observation of schema ``gns-1``.
 
     :param progress: updates done over budget
-    :param rate: rate of the first parameter group if the action were 0
     :param initial: initial rate, cut wherever the guard cut the run's
     :param loss: mean training loss since the last decision; None where there is none
     """
 
     progress: float
-    rate: float
     initial: float
     loss: float | None
 
@@ -102,7 +100,7 @@ class Acting:
         elif values["rolled_back"] > 0.5 and shape > 0.0:
             memory["initial"] *= rate / shape / memory["level"]
         loss = None if values["no_loss"] > 0.5 else math.exp(2.0 * values["log_loss"])
-        target = self._target(View(progress, rate, memory["initial"], loss), memory)
+        target = self._target(View(progress, memory["initial"], loss), memory)
         action, multiplier = self._action(target / rate, target / (memory["initial"] * shape) if shape > 0.0 else 1.0)
         memory["level"] = rate / shape * multiplier if shape > 0.0 else memory["initial"]
         return action
