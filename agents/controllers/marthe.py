@@ -28,7 +28,8 @@ class MARTHEController(Controller):
     The paper's adaptive mu is not here.
 
     :param mu: share of the past that is carried on, in [0, 1]
-    :param beta: step of the rate; None: 1e-3 for SGD, 1e-7 for Adam, as for hypergradient descent
+    :param beta: step of the rate; None: 1e-4 for SGD, 1e-6 for Adam. These and mu's 0.9 were chosen on the reward split,
+        see docs/controllers.md
     :param beta_rate: step of beta on its own hypergradient; 0: fixed
     :param min_lr: lowest rate of any parameter group; the paper has 0, which a run never leaves
     :param max_lr: highest rate of any parameter group
@@ -37,7 +38,7 @@ class MARTHEController(Controller):
     kind: ClassVar[str] = "marthe"
     tuned: ClassVar[bool] = True
 
-    mu: float = 0.99
+    mu: float = 0.9
     beta: float | None = None
     beta_rate: float = 0.0
     min_lr: float = LOWEST_RATE
@@ -52,7 +53,7 @@ class MARTHEController(Controller):
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
-        beta = self.beta if self.beta is not None else 1e-7 if episode.optimizer in ADAPTIVE_OPTIMIZERS else 1e-3
+        beta = self.beta if self.beta is not None else 1e-6 if episode.optimizer in ADAPTIVE_OPTIMIZERS else 1e-4
         return _MARTHESession(new_run(episode), episode, (self.min_lr, self.max_lr), beta, self.beta_rate, mu=self.mu)
 
 
