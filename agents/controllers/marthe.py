@@ -28,8 +28,8 @@ class MARTHEController(Controller):
     The paper's adaptive mu is not here.
 
     :param mu: share of the past that is carried on, in [0, 1]
-    :param beta: step of the rate; None: 1e-4 for SGD, 1e-6 for Adam. These and mu's 0.9 were chosen on the reward split,
-        see docs/controllers.md
+    :param beta: step of the rate; None: 1e-4 for SGD, 1e-6 for Adam. These and mu's 0.9 were chosen on reward
+        splits, see docs/controllers.md
     :param beta_rate: step of beta on its own hypergradient; 0: fixed
     :param min_lr: lowest rate of any parameter group; the paper has 0, which a run never leaves
     :param max_lr: highest rate of any parameter group
