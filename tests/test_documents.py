@@ -27,7 +27,9 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out == "('0', '2') [[0], [1]]\n"
 
 
-@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/tasks.md", "docs/autolrs.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "name", [*DOCUMENTS, "docs/tasks.md", "docs/autolrs.md", "docs/command_line.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+)
 def test_links_and_pictures_exist(name, root):
     text = (root / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
