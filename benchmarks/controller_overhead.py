@@ -60,13 +60,14 @@ class Arm:
         self.own.append(own)
 
 
-def measure(task: str, optimizer: str, turns: int, settings: dict[str, Any]) -> None:
-    """Measure and print all controllers on one task and optimizer."""
+def measure(task: str, optimizer: str, turns: int, settings: dict[str, Any], names: list[str]) -> None:
+    """Measure and print controllers on one task and optimizer."""
     budget = (turns + 3) * TURN
     episode = Episode(get_task(task, **settings), optimizer, budget, 1e-3, 0)
-    arms = {name: Arm(make_controller(name, about), episode) for name, about in CONTROLLERS.items()}
+    arms = {name: Arm(make_controller(name, about), episode) for name, about in CONTROLLERS.items() if name in names}
     for number in range(turns + 3):
-        for arm in arms.values():
+        order = list(arms.values())
+        for arm in order[number % len(order) :] + order[: number % len(order)]:  # each follows each other one
             arm.turn()
         if number == 2:  # what runs first is slower
             for arm in arms.values():
@@ -87,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", default=["digits_cnn"])
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "sgdm", "adam", "adamw"])
+    parser.add_argument("--controllers", nargs="+", default=list(CONTROLLERS), choices=list(CONTROLLERS))
     parser.add_argument("--turns", type=int, default=200)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int, default=1)
@@ -96,7 +98,7 @@ def main() -> None:
     settings = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
     for task in arguments.task:
         for optimizer in arguments.optimizers:
-            measure(task, optimizer, arguments.turns, settings)
+            measure(task, optimizer, arguments.turns, settings, ["constant", *arguments.controllers])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import torch
 from plain_loop import small_task
 from torch import Tensor, nn
 
-from agents.controllers.hd import HDController, hypergradient, hypergradient_by_tensor
+from agents.controllers.directions import hypergradient, hypergradient_by_tensor
+from agents.controllers.hd import HDController
 from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError
 
@@ -50,7 +51,13 @@ def loss_after(name: str, last_rate: float | None) -> float:
     return loss_of(model, batches[5]).item()
 
 
-@pytest.mark.parametrize("function", [hypergradient, hypergradient_by_tensor])
+def by_stretches(optimizer, group, pending, last) -> float:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.controllers.directions._STRETCH", 3)
+        return hypergradient(optimizer, group, pending, last)
+
+
+@pytest.mark.parametrize("function", [hypergradient, by_stretches, hypergradient_by_tensor])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_it_is_the_losss_derivative_by_the_last_rate(name, function):
     model, batches = problem()
@@ -83,6 +90,7 @@ def test_reading_it_leaves_everything_as_it_was(name):
     before = copy.deepcopy((optimizer.state_dict(), weight.grad, last, weight.detach()))
     value = hypergradient(optimizer, optimizer.param_groups[0], [weight.grad], last)
     assert value == pytest.approx(hypergradient_by_tensor(optimizer, optimizer.param_groups[0], [weight.grad], last))
+    assert value == pytest.approx(by_stretches(optimizer, optimizer.param_groups[0], [weight.grad], last))
     after = (optimizer.state_dict(), weight.grad, last, weight.detach())
     assert str(after) == str(before)
 

@@ -309,8 +309,9 @@ def test_an_unknown_default_optimizer_is_named_where_it_is_used():
     with pytest.raises(UnknownNameError, match=r"'adma'.*Did you mean 'adam'"):
         TrainingRun(task, task.optimizer, 1e-3, seed=0)
     for tuned in (True, False):
+        controller = type("Any", (), {"tuned": tuned, "own_rate": False})
         with pytest.raises(UnknownNameError, match=r"'adma'.*Did you mean 'adam'"):
-            EvaluationConfig(optimizers=None).rates_of(type("Any", (), {"tuned": tuned}), task, task.optimizer)
+            EvaluationConfig(optimizers=None).rates_of(controller, task, task.optimizer)
 
 
 @pytest.mark.parametrize(
