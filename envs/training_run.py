@@ -88,7 +88,7 @@ class TrainingRun:
         self._cursor = 0
         self._reward_cursor = 0
         self._scaler = torch.amp.GradScaler(self.device.type) if task.precision == "float16" else None
-        self._unscaled = False
+        self._unscaled = self._left_out = False  # a gradient is pending at precision float16; it overflowed
         self._graph: list[Tensor] | None = None
         self.loss: Tensor  # of the batch whose gradient is pending
 
@@ -138,7 +138,9 @@ class TrainingRun:
         self._scaler.unscale_(self.optimizer)
         self._unscaled = True
         gradients = [p.grad for p in self._held if p.grad is not None]
-        if gradients and not torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all():
+        largest = torch.stack(list(torch._foreach_norm(gradients, torch.inf))) if gradients else torch.zeros(1)
+        self._left_out = not bool(largest.isfinite().all())
+        if self._left_out:
             torch._foreach_zero_(gradients)
 
     def _forget_pending(self) -> None:
@@ -218,7 +220,8 @@ class TrainingRun:
         if self._scaler is None:
             self.optimizer.step()
         else:
-            self._scaler.step(self.optimizer)
+            if not self._left_out:  # a fused SGD would begin its momentum with whatever lies in memory
+                self._scaler.step(self.optimizer)
             self._scaler.update()
             self._unscaled = False
 
