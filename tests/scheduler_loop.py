@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +20,15 @@ def lively_policy(mode: str = "profile", features: str = "gns-1", **settings) ->
     with torch.no_grad():
         policy.network.actor[2].weight.mul_(300.0)
     return policy.eval()
+
+
+def still_policy() -> GNSPolicy:
+    """A policy that never changes the rate."""
+    policy = lively_policy(mode="recursive")
+    with torch.no_grad():
+        policy.network.actor[2].weight.zero_()
+        policy.network.actor[2].bias.zero_()
+    return policy
 
 
 class ByHand:
@@ -75,11 +82,6 @@ class Watch:
         self._handle = optimizer.register_step_post_hook(
             lambda stepped, *_: self.rates.append([float(group["lr"]) for group in stepped.param_groups])
         )
-
-
-def copies(value):
-    """A deep copy of a nest of state."""
-    return copy.deepcopy(value)
 
 
 def make_scheduler(optimizer, model, policy=None, budget: int = T, **settings) -> GNSScheduler:

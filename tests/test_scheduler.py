@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from plain_loop import batches, make_optimizer, same_state, small_task
-from scheduler_loop import ByHand, T, Watch, batch, lively_policy, make_scheduler, network, two_groups
+from scheduler_loop import ByHand, T, Watch, batch, lively_policy, make_scheduler, network, still_policy, two_groups
 from torch import nn
 from torch.nn import functional as F
 from twins.policy_run_twin import run_in_environment
@@ -202,12 +202,8 @@ def with_closures(optimizer, policy=None):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.LBFGS])
 def test_a_closure_is_evaluated_as_often_as_without_a_scheduler(optimizer):
-    still = lively_policy(mode="recursive")
-    with torch.no_grad():
-        still.network.actor[2].weight.zero_()
-        still.network.actor[2].bias.zero_()
     count, model, _ = with_closures(optimizer)
-    counted, scheduled, scheduler = with_closures(optimizer, still)
+    counted, scheduled, scheduler = with_closures(optimizer, still_policy())
     assert counted == count >= T and same_state(model, scheduled)
     assert scheduler.last_epoch == T and {record.multiplier for record in scheduler.history} == {1.0}
 
