@@ -128,7 +128,8 @@ class GNSScheduler(LRScheduler):
             if not getattr(self.optimizer, "_opt_called", False):
                 self._warn(
                     "scheduler.step() came before any optimizer.step(), and counts as nothing. Call it after "
-                    "optimizer.step(); if a GradScaler left that one out, all is well."
+                    "optimizer.step(); if a GradScaler left that one out, all is well.",
+                    stacklevel=3,
                 )
             self._losses.clear()
             return
@@ -175,10 +176,12 @@ class GNSScheduler(LRScheduler):
         if self.last_epoch < 0 or self.last_epoch >= self.total_steps:
             return None  # another scheduler's turn, or the end
         if self._pending:
-            self._warn(
-                "optimizer.step() came twice with no scheduler.step() between; the rates stay as they are until it "
-                "is called. Call it after every optimizer.step(), not once an epoch."
-            )
+            if self.last_epoch + 1 < self.total_steps:  # else another scheduler may have taken over
+                self._warn(
+                    "optimizer.step() came twice with no scheduler.step() between; the rates stay as they are until it "
+                    "is called. Call it after every optimizer.step(), not once an epoch.",
+                    stacklevel=6,  # through hook, optimizer and PyTorch's watch over the order of calls
+                )
             return None
         count, before = len(self.optimizer.param_groups), len(self.base_lrs)
         if count != before:
@@ -313,6 +316,8 @@ class GNSScheduler(LRScheduler):
     # ------------------------------------------------------------------ losses
 
     def _add_loss(self, source: str, loss: Tensor) -> None:
+        if self.last_epoch < 0:
+            return  # a warm-up's
         total, count = self._losses.get(source, (0.0, 0))
         self._losses[source] = loss.float() + total if count else loss.float(), count + 1
 
@@ -398,10 +403,10 @@ class GNSScheduler(LRScheduler):
         rates = (group["lr"] for group in self.optimizer.param_groups)
         self._last_lr = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, message: str, stacklevel: int) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
