@@ -29,11 +29,11 @@ from gns.scheduler_hooks import (
     unscale,
     with_closure_done,
 )
+from gns.scheduler_losses import Losses, scalar
 from gns.scheduler_policy import fingerprint, frozen_policy
-from gns.scheduler_state import graph_from_plain, on_device_of, plain_graph, scalar
+from gns.scheduler_state import graph_from_plain, make_core, on_device_of, plain_graph
 
 _logger = logging.getLogger(__name__)
-_SOURCES = ("reported", "closure", "output")  # of a loss, where step() is given none; the first that has one is taken
 
 
 class GNSScheduler(LRScheduler):
@@ -102,7 +102,7 @@ class GNSScheduler(LRScheduler):
         self._core: DecisionCore | None = None  # made at the first update, once the layer graph is known
         self._core_state: dict[str, Any] | None = None  # what it goes on from
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
-        self._losses: dict[str, tuple[Tensor, int]] = {}
+        self._losses = Losses()
         self._warned: set[str] = set()
         self._graph_problem: LayerGraphError | None = None
         super().__init__(optimizer, last_epoch)
@@ -123,7 +123,7 @@ class GNSScheduler(LRScheduler):
             self._step_count = 1
             self._update_lr()
             return
-        given = scalar(loss) if loss is not None else None
+        given = None if loss is None else scalar(loss)
         if not self._pending:
             if not getattr(self.optimizer, "_opt_called", False):
                 self._warn(
@@ -133,9 +133,16 @@ class GNSScheduler(LRScheduler):
                 )
             self._losses.clear()
             return
+        given = self._losses.mean() if given is None else given
+        if given is None:
+            raise OutOfOrderError(
+                "No loss is known for the last update: step() was given none, report_loss() was not called, and "
+                f"{type(unwrap(self.model)).__name__} returned none under the name 'loss'. Call scheduler.step(loss), "
+                "or scheduler.report_loss(loss) before a framework calls scheduler.step()."
+            )
         core = self._core
         assert core is not None
-        core.after_update(given if given is not None else self._mean_loss())
+        core.after_update(given)
         self._pending = False
         self._losses.clear()
         self._step_count += 1
@@ -152,7 +159,7 @@ class GNSScheduler(LRScheduler):
 
         :raises InvalidSettingError: if it is neither a tensor of one element nor a float
         """
-        self._add_loss("reported", scalar(loss))
+        self._add_loss("reported", loss)
 
     def plot(self, axis: Any = None) -> Any:
         """Draw :attr:`history`, see :func:`gns.scheduler_history.draw_history`; returns matplotlib axes."""
@@ -191,7 +198,7 @@ class GNSScheduler(LRScheduler):
             )
         args, kwargs, loss = with_closure_done(args, kwargs)
         if isinstance(loss, Tensor | float):
-            self._add_loss("closure", scalar(loss))
+            self._add_loss("closure", loss)
         if not left_out(self.optimizer):
             core = self._core or self._make_core()
             if not core.decision_due or self._decide(core):
@@ -292,45 +299,22 @@ class GNSScheduler(LRScheduler):
                 f"was seen with a gradient in its output ({self._graph_problem or 'none at all'}). Call the model "
                 "itself, make the scheduler before the first forward pass, or pass graph=gns.layer_graph(model, loss)."
             ) from self._graph_problem
-        now = float(self.optimizer.param_groups[0]["lr"])
-        for group, initial in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(torch.as_tensor(initial))
-            else:
-                group["lr"] = float(initial)
-        core = DecisionCore(self.model, self.optimizer, self.graph, self.total_steps, self.decision)
-        if self._core_state is not None:
-            core.load_state_dict(self._core_state)
-        elif self.last_epoch > 0:
-            memory = core.state_dict()["memory"] | {"update": self.last_epoch, "steps": self.last_epoch}
-            core.load_state_dict(core.state_dict() | {"memory": memory})
-            scale = now / (core.initial_lrs[0] * core.factor)
-            core.load_state_dict(core.state_dict() | {"memory": memory | {"scale": scale}})
+        core = make_core(
+            self.model,
+            self.optimizer,
+            self.graph,
+            self.total_steps,
+            self.decision,
+            self.base_lrs,
+            self._core_state,
+            self.last_epoch,
+        )
         self._core_state = None
         self._snapshot = Snapshot(unwrap(self.model), self.optimizer)
         if core.update and self.guard is not None and self.guard.enabled:
             self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
         self._core = core
         return core
-
-    # ------------------------------------------------------------------ losses
-
-    def _add_loss(self, source: str, loss: Tensor) -> None:
-        if self.last_epoch < 0:
-            return  # a warm-up's
-        total, count = self._losses.get(source, (0.0, 0))
-        self._losses[source] = loss.float() + total if count else loss.float(), count + 1
-
-    def _mean_loss(self) -> Tensor:
-        for source in _SOURCES:
-            if source in self._losses:
-                total, count = self._losses[source]
-                return total / count if count > 1 else total
-        raise OutOfOrderError(
-            "No loss is known for the last update: step() was called without one, report_loss() was not called, and "
-            f"{type(unwrap(self.model)).__name__} returned none under the name 'loss'. Call scheduler.step(loss), or "
-            "scheduler.report_loss(loss) before a framework calls scheduler.step()."
-        )
 
     # ------------------------------------------------------------------ state
 
@@ -398,6 +382,10 @@ class GNSScheduler(LRScheduler):
         self._remove = attach(self, self.optimizer, self.model)
 
     # ------------------------------------------------------------------ inside
+
+    def _add_loss(self, source: str, loss: Tensor | float) -> None:
+        if self.last_epoch >= 0:  # else a warm-up's
+            self._losses.add(source, loss)
 
     def _note_rates(self) -> None:
         rates = (group["lr"] for group in self.optimizer.param_groups)

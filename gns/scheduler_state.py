@@ -1,32 +1,15 @@
-"""What goes in and out of a scheduler as plain values: its layer graph, its core's state, losses."""
+"""A scheduler's layer graph and decision core, as plain values and back."""
 
 from __future__ import annotations
 
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError
+from gns.decision import DecisionConfig, DecisionCore
 from gns.layer_graph import LayerGraph, trainable_parameters
-
-
-def scalar(loss: Any) -> Tensor:
-    """Return a loss as a detached tensor without dimensions, on its device.
-
-    :raises InvalidSettingError: if it is neither a tensor of one element nor a float
-    """
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.detach().reshape(())
-    if isinstance(loss, Real) and not isinstance(loss, Integral):
-        return torch.tensor(float(loss), dtype=torch.float32, device="cpu")
-    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-    raise InvalidSettingError(
-        f"The loss is {given}; expected a tensor of one element or a float. Pass the loss of the update; an epoch or a "
-        "number of updates is not taken, since the scheduler counts by itself."
-    )
 
 
 def plain_graph(graph: LayerGraph) -> dict[str, Any]:
@@ -58,3 +41,37 @@ def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any
         return None
     device = next(iter(trainable_parameters(model).values())).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in core.items()}
+
+
+def make_core(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    graph: LayerGraph,
+    budget: int,
+    config: DecisionConfig,
+    initial_lrs: list[float | Tensor],
+    state: dict[str, Any] | None,
+    updates: int,
+) -> DecisionCore:
+    """Make the decision core of a run, whatever the optimizer's rates are by now.
+
+    :param initial_lrs: initial rate of each parameter group
+    :param state: state dict of the core that it goes on from, if there is one
+    :param updates: updates done; without a state the core then goes on from the optimizer's rates
+    """
+    now = float(optimizer.param_groups[0]["lr"]) if updates and state is None else None
+    for group, initial in zip(optimizer.param_groups, initial_lrs, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].copy_(torch.as_tensor(initial))
+        else:
+            group["lr"] = float(initial)
+    core = DecisionCore(model, optimizer, graph, budget, config)
+    if state is not None:
+        core.load_state_dict(state)
+    elif now is not None:
+        fresh = core.state_dict()
+        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"update": updates, "steps": updates}})
+        scale = now / (core.initial_lrs[0] * core.factor)
+        fresh = core.state_dict()
+        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"scale": scale}})
+    return core
