@@ -84,7 +84,9 @@ class GNSScheduler(LRScheduler):
         graph: LayerGraph | None = None,
     ) -> None:
         require_count("total_steps", total_steps)
-        self.total_steps = int(total_steps)
+        self.budget = int(
+            total_steps
+        )  # not total_steps: by that name Accelerate stops stepping early when it accumulates
         self.policy = frozen_policy(policy)
         trained = self.policy.config.decision
         self.decision = replace(
@@ -92,7 +94,7 @@ class GNSScheduler(LRScheduler):
             min_lr=trained.min_lr if min_lr is None else min_lr,
             max_lr=trained.max_lr if max_lr is None else max_lr,
         )
-        self.decision.interval(self.total_steps)
+        self.decision.interval(self.budget)
         _require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
@@ -125,7 +127,7 @@ class GNSScheduler(LRScheduler):
             return
         given = None if loss is None else scalar(loss)
         if not self._pending:
-            if not getattr(self.optimizer, "_opt_called", False):
+            if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
                 self._warn(
                     "scheduler.step() came before any optimizer.step(), and counts as nothing. Call it after "
                     "optimizer.step(); if a GradScaler left that one out, all is well.",
@@ -180,10 +182,10 @@ class GNSScheduler(LRScheduler):
     def _before_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Set the rates of the coming update, with a decision if one is due."""
         self._applying = False
-        if self.last_epoch < 0 or self.last_epoch >= self.total_steps:
+        if self.last_epoch < 0 or self.last_epoch >= self.budget:
             return None  # another scheduler's turn, or the end
         if self._pending:
-            if self.last_epoch + 1 < self.total_steps:  # else another scheduler may have taken over
+            if self.last_epoch + 1 < self.budget:  # else another scheduler may have taken over
                 self._warn(
                     "optimizer.step() came twice with no scheduler.step() between; the rates stay as they are until it "
                     "is called. Call it after every optimizer.step(), not once an epoch.",
@@ -303,7 +305,7 @@ class GNSScheduler(LRScheduler):
             self.model,
             self.optimizer,
             self.graph,
-            self.total_steps,
+            self.budget,
             self.decision,
             self.base_lrs,
             self._core_state,
@@ -326,7 +328,7 @@ class GNSScheduler(LRScheduler):
         core = self._core.state_dict() if self._core is not None else self._core_state
         return {
             "last_epoch": self.last_epoch,
-            "total_steps": self.total_steps,
+            "budget": self.budget,
             "base_lrs": list(self.base_lrs),
             "policy": fingerprint(self.policy),
             "decision": asdict(self.decision),
@@ -345,7 +347,7 @@ class GNSScheduler(LRScheduler):
         :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
         """
         state = dict(state_dict)
-        if missing := {"core", "policy", "decision", "total_steps"} - set(state):
+        if missing := {"core", "policy", "decision", "budget"} - set(state):
             raise InvalidSettingError(
                 f"This state dict lacks {sorted(missing)}; expected one of a GNSScheduler. Load that of the scheduler "
                 "that the run was begun with."

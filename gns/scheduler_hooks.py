@@ -169,8 +169,7 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
 
     The scaler of an optimizer that is not fused reads that flag itself, and does not call the optimizer.
     """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())
+    return bool(getattr(optimizer, "found_inf", False))
 
 
 @contextmanager

@@ -344,6 +344,18 @@ def test_a_second_step_and_a_step_without_an_update_count_as_nothing():
     assert scheduler.history == twin.history
 
 
+def test_a_framework_that_counts_steps_by_itself_finds_no_budget_to_stop_at():
+    # Accelerate adds to _step_count while it accumulates, and past an attribute total_steps no longer calls step().
+    model = network()
+    optimizer = two_groups(model)
+    scheduler = make_scheduler(optimizer, model)
+    assert not hasattr(scheduler, "total_steps")
+    for number in range(T):
+        scheduler._step_count += 3
+        update(model, optimizer, scheduler, number)
+    assert len(scheduler.history) == 5 and scheduler.last_epoch == T
+
+
 def test_a_step_before_any_update_warns_once_and_counts_as_nothing():
     model = network()
     optimizer = two_groups(model)

@@ -37,6 +37,18 @@ class Tied(nn.Module):
         return self.head(self.body(self.embedding((inputs[:, :4].abs() * 3).long().clamp(max=9)).mean(1)).tanh())[:, :3]
 
 
+class LowRank(nn.Module):
+    """A frozen layer with an adapter of low rank beside it, as LoRA has."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.down, self.up = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, inputs):
+        return self.base(inputs) + self.up(self.down(inputs))
+
+
 def frozen() -> nn.Module:
     model = Residual()
     model.enter.requires_grad_(False)
@@ -68,6 +80,7 @@ MODELS = {
     "tuple": lambda: Residual(lambda logits: (logits, logits.detach())),
     "mapping": lambda: Residual(lambda logits: {"loss": None, "logits": logits}),
     "frozen layers": frozen,
+    "adapters of low rank": lambda: nn.Sequential(LowRank(6, 12), nn.Tanh(), LowRank(12, 3)),
     "tied weights": Tied,
     "a transformer's output": bert,
 }

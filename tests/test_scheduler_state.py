@@ -134,7 +134,7 @@ def test_budget_and_bounds_of_the_state_take_the_place_of_those_given():
     second.load(first.save(), ("model", "optimizer", "scheduler"))
     second.train(6, T)
     assert first.watch.rates + second.watch.rates == whole.watch.rates
-    assert second.scheduler.total_steps == T and second.scheduler.decision.max_lr == 0.031
+    assert second.scheduler.budget == T and second.scheduler.decision.max_lr == 0.031
 
 
 def test_a_state_of_another_policy_other_groups_or_no_such_scheduler_is_refused():
