@@ -83,6 +83,12 @@ class GNSScheduler(LRScheduler):
         last_epoch: int = -1,
         graph: LayerGraph | None = None,
     ) -> None:
+        for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
+            if not isinstance(given, kind):
+                raise InvalidSettingError(
+                    f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
+                    "GNSScheduler(optimizer, model, total_steps=...)."
+                )
         require_count("total_steps", total_steps)
         self.budget = int(
             total_steps
@@ -179,8 +185,14 @@ class GNSScheduler(LRScheduler):
 
     # ------------------------------------------------------------------ what the hooks call
 
-    def _before_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Set the rates of the coming update, with a decision if one is due."""
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Set the rates of the coming update, with a decision if one is due.
+
+        :param optimizer: the one that is stepped, which may stand inside a wrapper that was given
+        :return: the arguments that its step is to have in place of these
+        """
         self._applying = False
         if self.last_epoch < 0 or self.last_epoch >= self.budget:
             return None  # another scheduler's turn, or the end
@@ -201,23 +213,22 @@ class GNSScheduler(LRScheduler):
         args, kwargs, loss = with_closure_done(args, kwargs)
         if isinstance(loss, Tensor | float):
             self._add_loss("closure", loss)
-        if not left_out(self.optimizer):
-            core = self._core or self._make_core()
-            if not core.decision_due or self._decide(core):
-                core.before_update()
-                self._note_rates()
-                self._applying = True
+        core = self._core or self._make_core()
+        if not left_out(optimizer) and (not core.decision_due or self._decide(core, optimizer)):
+            core.before_update()
+            self._note_rates()
+            self._applying = True
         return args, kwargs
 
     def _after_optimizer_step(self) -> None:
         self._pending = self._pending or self._applying
         self._applying = False
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the graph from the first output, and the loss from those that have one."""
         if self.graph is None:
             try:
-                self.graph = graph_of_forward(module, args, kwargs, output)
+                self.graph = graph_of_forward(self.model, args, kwargs, output)
             except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
                 self._graph_problem = problem
         loss = loss_in(output)
@@ -226,9 +237,9 @@ class GNSScheduler(LRScheduler):
 
     # ------------------------------------------------------------------ decisions
 
-    def _decide(self, core: DecisionCore) -> bool:
+    def _decide(self, core: DecisionCore, optimizer: torch.optim.Optimizer) -> bool:
         """Take a decision; return False if the run was taken back instead, and the coming update is to be left out."""
-        unscale(self.optimizer)
+        unscale(optimizer)
         observation = core.observe()
         names = get_schema(self.decision.features).globals
         features = dict(zip(names, observation.globals.tolist(), strict=True))

@@ -43,7 +43,7 @@ class OutputHook:
             return
         self._busy = True  # a forward pass made to take the graph comes here as well
         try:
-            scheduler._after_forward(module, args, kwargs, output)
+            scheduler._after_forward(args, kwargs, output)
         finally:
             self._busy = False
 
@@ -57,13 +57,15 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
 
     def before(stepped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         scheduler = reference()
-        return scheduler._before_update(args, kwargs) if scheduler is not None else None
+        return scheduler._before_update(stepped, args, kwargs) if scheduler is not None else None
 
     def after(*_: Any) -> None:
         scheduler = reference()
         if scheduler is not None:
             scheduler._after_optimizer_step()
 
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # Accelerate's wrapper calls no hooks of its own
     for key in [key for key, hook in model._forward_hooks.items() if _is_dead(hook)]:
         del model._forward_hooks[key]
         model._forward_hooks_with_kwargs.pop(key, None)

@@ -173,7 +173,7 @@ def test_updates_that_a_scaler_leaves_out_count_as_none(name):
         rates, model, scheduler = follow(LOOPS[name], by_hand=False, skip=skip)
     by_hand, model_by_hand, _ = follow(LOOPS[name], by_hand=True, skip=skip)
     assert rates == by_hand and same_state(model, model_by_hand)
-    assert scheduler.last_epoch == T and len(scheduler.history) == 5
+    assert scheduler.last_epoch == scheduler._core.steps == T and len(scheduler.history) == 5
     assert all("GradScaler" in str(w.message) for w in caught if w.category is UserWarning)
 
 
@@ -354,6 +354,38 @@ def test_a_framework_that_counts_steps_by_itself_finds_no_budget_to_stop_at():
         scheduler._step_count += 3
         update(model, optimizer, scheduler, number)
     assert len(scheduler.history) == 5 and scheduler.last_epoch == T
+
+
+class Wrapped(torch.optim.Optimizer):
+    """Passes everything on to an optimizer inside, as Accelerate's wrapper does, and is never initialised."""
+
+    def __init__(self, optimizer) -> None:
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+@pytest.mark.parametrize("given", ["the wrapper", "what is inside"])
+def test_an_optimizer_in_a_wrapper_has_the_same_rates(given):
+    rates = []
+    for wrapped in (False, True):
+        torch.manual_seed(6)
+        model = network()
+        optimizer = two_groups(model)
+        watch = Watch(optimizer)
+        stepped = Wrapped(optimizer) if wrapped else optimizer
+        scheduler = make_scheduler(stepped if given == "the wrapper" else optimizer, model)
+        for number in range(T):
+            update(model, stepped, scheduler, number)
+        rates.append(watch.rates)
+    assert rates[0] == rates[1] and len({first for first, _ in rates[0]}) > 4
 
 
 def test_a_step_before_any_update_warns_once_and_counts_as_nothing():

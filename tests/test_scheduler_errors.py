@@ -23,6 +23,14 @@ def test_a_budget_that_is_no_count_is_refused(steps):
         make(lively_policy(), total_steps=steps)
 
 
+def test_arguments_in_the_wrong_order_are_refused():
+    model = network()
+    with pytest.raises(InvalidSettingError, match=r"optimizer is a Sequential; expected a torch\.optim"):
+        GNSScheduler(model, two_groups(model), total_steps=T, policy=lively_policy())
+    with pytest.raises(InvalidSettingError, match="model is a list; expected a torch"):
+        GNSScheduler(two_groups(model), list(model.parameters()), total_steps=T, policy=lively_policy())
+
+
 def test_a_budget_smaller_than_the_decisions_of_the_policy_is_refused():
     with pytest.raises(InvalidSettingError, match="A budget of 4 updates is smaller than num_decisions = 5"):
         make(lively_policy(), total_steps=4)
