@@ -25,7 +25,6 @@ from gns.scheduler_hooks import (
     graph_of_forward,
     left_out,
     loss_in,
-    outside_of_training,
     unscale,
     with_closure_done,
 )
@@ -104,7 +103,8 @@ class GNSScheduler(LRScheduler):
         _require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
-        self.model, self.graph, self.guard = model, graph, guard
+        self.model, self.graph = model, graph
+        self.guard = guard if guard is not None and guard.enabled else None
         self.history: list[DecisionRecord] = []
         self.rollbacks = 0
         self._core: DecisionCore | None = None  # made at the first update, once the layer graph is known
@@ -155,7 +155,7 @@ class GNSScheduler(LRScheduler):
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
-        if core.finished and self.guard is not None and self.guard.enabled:
+        if core.finished and self.guard is not None:
             core.observe()
             if core.diverged(self.guard.loss_multiple):
                 self._roll_back(core, {})
@@ -243,17 +243,15 @@ class GNSScheduler(LRScheduler):
         observation = core.observe()
         names = get_schema(self.decision.features).globals
         features = dict(zip(names, observation.globals.tolist(), strict=True))
-        finite = bool(core.statistics.finite)
-        guard = self.guard
-        if guard is not None and guard.enabled:
-            if core.update == 0 or not core.diverged(guard.loss_multiple):
+        if self.guard is not None:
+            if core.update == 0 or not core.diverged(self.guard.loss_multiple):
                 self._snapshot.take(core.steps)
             elif self._roll_back(core, features):
                 return False
-        if not finite and "finite" not in self._warned:
+        if not core.statistics.finite and "finite" not in self._warned:
             self._warned.add("finite")
             _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
-        with outside_of_training():
+        with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
             action = self.policy.act(observation)
         multiplier = core.decide(action)
         self._record(core, multiplier, action, features)
@@ -273,12 +271,12 @@ class GNSScheduler(LRScheduler):
                 )
             return False
         self.rollbacks += 1
-        finite = bool(core.statistics.finite)
         self._snapshot.restore()
         core.roll_back(guard.cut, self._snapshot.steps)
-        for parameter in self.model.parameters():
+        held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        for parameter in (*self.model.parameters(), *held):
             parameter.grad = None  # it belongs to the state that was undone; an optimizer skips what has no gradient
-        self._record(core, guard.cut, None, features, rollback=True, finite=finite)
+        self._record(core, guard.cut, None, features, rollback=True)
         _logger.warning(
             "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback %d "
             "of %d).",
@@ -298,9 +296,8 @@ class GNSScheduler(LRScheduler):
         action: float | None,
         features: dict[str, float],
         rollback: bool = False,
-        finite: bool | None = None,
     ) -> None:
-        finite = bool(core.statistics.finite) if finite is None else finite
+        finite = bool(core.statistics.finite)
         record = DecisionRecord(core.update, core.learning_rate, multiplier, action, features, rollback, finite)
         self.history.append(record)
         _logger.debug("%s", record)
@@ -324,7 +321,7 @@ class GNSScheduler(LRScheduler):
         )
         self._core_state = None
         self._snapshot = Snapshot(unwrap(self.model), self.optimizer)
-        if core.update and self.guard is not None and self.guard.enabled:
+        if core.update and self.guard is not None:
             self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
         self._core = core
         return core

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +18,13 @@ from gns.autograd_walk import walk_back
 from gns.layer_graph import LayerGraph, layer_graph, tensors_in, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gns.scheduler import GNSScheduler
 
 
 class OutputHook:
     """A module's forward hook, which a copy of the module carries along without effect.
 
-    :param scheduler: told of every output computed with gradients; None for a hook without effect
+    :param scheduler: told of every output; None for a hook without effect
     """
 
     def __init__(self, scheduler: GNSScheduler | None = None) -> None:
@@ -39,7 +36,7 @@ class OutputHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Pass on what the module returned."""
         scheduler = self._scheduler() if self._scheduler is not None else None
-        if scheduler is None or self._busy or not torch.is_grad_enabled():
+        if scheduler is None or self._busy:
             return
         self._busy = True  # a forward pass made to take the graph comes here as well
         try:
@@ -172,10 +169,3 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
     The scaler of an optimizer that is not fused reads that flag itself, and does not call the optimizer.
     """
     return bool(getattr(optimizer, "found_inf", False))
-
-
-@contextmanager
-def outside_of_training() -> Iterator[None]:
-    """Shield the policy from the training loop's autocast and default device."""
-    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        yield

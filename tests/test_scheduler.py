@@ -17,6 +17,7 @@ from agents.controllers import PolicyController
 from envs.learning_rate_env import Episode
 from gns import GNSPolicy, GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError
 from gns.decision import ACTION_MODES
+from gns.scheduler_policy import fingerprint
 
 RATES = {"sgd": 0.03, "sgdm": 0.01, "adam": 1e-3, "adamw": 1e-3}
 
@@ -281,6 +282,20 @@ def test_a_loss_that_is_given_comes_before_one_reported_and_that_before_the_outp
         assert scheduler._core.statistics.losses.tolist() == [np.float32(expected)]
 
 
+def test_the_loss_of_an_update_that_was_left_out_is_forgotten():
+    model = network()
+    optimizer = two_groups(model)
+    scheduler = make_scheduler(optimizer, model, lively_policy(decision_interval=1))
+    update(model, optimizer, scheduler)
+    scheduler.report_loss(100.0)
+    scheduler.step()  # its optimizer.step was not made
+    scheduler.report_loss(2.0)
+    optimizer.step()
+    scheduler.step()
+    assert scheduler._core.observe() is not None
+    assert scheduler._core.statistics.losses.tolist() == [2.0]
+
+
 def test_no_loss_from_anywhere_is_refused_at_once():
     model = network()
     optimizer = two_groups(model)
@@ -519,6 +534,14 @@ def test_a_steps_surroundings_change_nothing(context):
                 scheduler.step(loss)
         rates.append(watch.rates)
     assert rates[0] == rates[1] and len({first for first, _ in rates[0]}) > 4
+
+
+def test_a_policy_is_loaded_to_the_cpu_whatever_the_default_device_is(tmp_path):
+    lively_policy().save_pretrained(tmp_path)
+    model = network()
+    with torch.device("meta"):
+        scheduler = make_scheduler(two_groups(model), model, tmp_path)
+    assert fingerprint(scheduler.policy) == fingerprint(lively_policy())
 
 
 class DoubleByDefault(contextlib.ContextDecorator):

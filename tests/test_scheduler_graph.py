@@ -111,6 +111,24 @@ def test_the_graph_is_that_of_the_loss(kind):
     assert scheduler.graph == expected and len(scheduler.history) == 5
 
 
+def test_what_an_output_has_beside_its_loss_is_not_in_the_graph():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.beside = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, inputs, targets):
+            return {"beside": self.beside(inputs), "loss": F.cross_entropy(self.used(inputs), targets)}
+
+    model = Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = make_scheduler(optimizer, model)
+    model(*batch(0))["loss"].backward()
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.graph.names == ("used",)
+
+
 def compiled_outside(model):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     return compiled, compiled

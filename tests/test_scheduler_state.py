@@ -302,6 +302,7 @@ def test_a_run_is_resumed_without_a_state_dict_where_its_rates_stood():
         rates.append(scheduler.get_last_lr()[0])
     assert [record.update for record in scheduler.history] == [10, 15, 20]
     assert scheduler.last_epoch == T
+    assert scheduler._core.initial_lrs == [0.01, 0.03]
     record = scheduler.history[0]
     assert rates[0] == pytest.approx(first.scheduler.get_last_lr()[0] * record.multiplier, rel=1e-12)
     with pytest.raises(KeyError, match="initial_lr"):
