@@ -15,6 +15,8 @@ from gns.lr_schedulers import REXLR, ProfileLR
 from gns.network import NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
 from gns.schedule import Schedule
+from gns.scheduler import GNSScheduler
+from gns.scheduler_history import DecisionRecord
 
 __version__ = "0.1.0.dev0"
 
@@ -22,8 +24,10 @@ __all__ = [
     "REXLR",
     "DecisionConfig",
     "DecisionCore",
+    "DecisionRecord",
     "GNSError",
     "GNSPolicy",
+    "GNSScheduler",
     "GuardConfig",
     "InvalidSettingError",
     "LayerGraph",

@@ -87,7 +87,7 @@ class DecisionCore:
                 "The optimizer holds none of the model's trainable parameters. Expected an optimizer built on this "
                 "model's parameters; pass the model that the optimizer trains."
             )
-        self.initial_lrs = [_initial_rate(group["lr"], config) for group in optimizer.param_groups]
+        self.initial_lrs = [initial_rate(group["lr"], config) for group in optimizer.param_groups]
         self._profile = (
             get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
         )
@@ -331,7 +331,7 @@ class DecisionCore:
         )
 
 
-def _initial_rate(rate: Any, config: DecisionConfig) -> float:
+def initial_rate(rate: Any, config: DecisionConfig) -> float:
     """Return a group's initial rate as a float.
 
     :raises InvalidSettingError: if it is not a positive number within the bounds

@@ -210,7 +210,7 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
     model = unwrap(model)
     trainable = trainable_parameters(model)
     layer_of = {id(parameter): _owner(name) for name, parameter in trainable.items()}
-    roots = [tensor.grad_fn for tensor in _tensors(outputs) if tensor.grad_fn is not None]
+    roots = [tensor.grad_fn for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
     walk = walk_back(roots, layer_of)
 
     order = list(dict.fromkeys(walk.order))
@@ -242,7 +242,8 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
     )
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return the tensors of any nest of tuples, lists, mappings and dataclasses, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, Mapping):
@@ -250,7 +251,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
     if is_dataclass(outputs) and not isinstance(outputs, type):
         outputs = list(vars(outputs).values())
     if isinstance(outputs, list | tuple | set | ValuesView):
-        return [tensor for item in outputs for tensor in _tensors(item)]
+        return [tensor for item in outputs for tensor in tensors_in(item)]
     return []
 
 

@@ -148,6 +148,8 @@ def _adam(
     started = all("exp_avg" in state for state in states)
     if started:
         steps = _steps(states[0]["step"], steps)
+        started = steps > 0  # a fused optimizer whose first update a GradScaler left out has moments of no gradient yet
+    if started:
         ms, vs = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         numerators = torch._foreach_lerp(ms, directions, 1.0 - beta1)
         denominators = torch._foreach_mul(vs, beta2)
