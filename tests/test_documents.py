@@ -28,7 +28,16 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", [*DOCUMENTS, "docs/tasks.md", "docs/autolrs.md", "docs/command_line.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+    "name",
+    [
+        *DOCUMENTS,
+        "docs/tasks.md",
+        "docs/autolrs.md",
+        "docs/command_line.md",
+        "docs/scheduler.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ],
 )
 def test_links_and_pictures_exist(name, root):
     text = (root / name).read_text(encoding="utf-8")
