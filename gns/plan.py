@@ -16,6 +16,7 @@ from gns.inspect_policy import decision_rule, formula_of
 from gns.layer_graph import LayerGraph
 from gns.moments import group_of_each, optimizer_kind
 from gns.policy import GNSPolicy
+from gns.scheduler_policy import BUNDLED
 
 _SGDM_MOMENTUM = 0.9
 _SHOWN_SETTINGS = ("momentum", "nesterov", "betas", "eps", "weight_decay")
@@ -105,13 +106,13 @@ def describe_decisions(budget: int, policy: str | None) -> tuple[dict[str, Any],
     """Describe when rates would be decided over a budget.
 
     :param budget: number of updates T
-    :param policy: folder or Hub id; ``None``: the settings of a policy trained by default
+    :param policy: folder or Hub id; ``None``: the bundled policy
     :return: plain JSON values, and the settings
     :raises InvalidSettingError: if the budget is no positive whole number, or smaller than the number of decisions
     :raises PolicyFormatError: if the policy cannot be used
     """
-    loaded = None if policy is None else GNSPolicy.from_pretrained(policy).config
-    config = DecisionConfig() if loaded is None else loaded.decision
+    loaded = GNSPolicy.from_pretrained(BUNDLED if policy is None else policy).config
+    config = loaded.decision
     interval = config.interval(budget)
     count = math.ceil(budget / interval)
     described = {
@@ -124,7 +125,7 @@ def describe_decisions(budget: int, policy: str | None) -> tuple[dict[str, Any],
         "formula": formula_of(config),
         "min_lr": config.min_lr,
         "max_lr": config.max_lr,
-        "training": {} if loaded is None else loaded.training,
+        "training": loaded.training,
     }
     return described, config
 
@@ -273,7 +274,7 @@ def _print_decisions(decisions: dict[str, Any]) -> None:
     due = [str(k * interval) for k in range(min(count, 3))]
     due += ["..."] * (count > 4) + [str((count - 1) * interval)] * (count > 3)
     rows = [
-        ("policy", decisions["policy"] or "none given; the settings of a policy trained by default"),
+        ("policy", decisions["policy"] or "none given: the bundled one"),
         ("budget", f"{budget:,} updates"),
         ("decisions", f"{count:,}, before updates {', '.join(due)} (the first is 0)"),
         ("interval", f"{interval:,} updates; the last one {decisions['last_interval']:,}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from gns.errors import InvalidSettingError, PolicyFormatError
 from gns.features import get_schema
 from gns.policy import CONFIG_FILE, WEIGHTS_FILE, GNSPolicy
 
+_logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parent / "pretrained"
 
 
@@ -30,6 +32,7 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
                 "trained policy (train_agent.py writes such a folder)."
             )
         policy = BUNDLED
+        _logger.warning("The bundled policy decides; what it was trained on, and where it fails: %s/README.md", BUNDLED)
     if isinstance(policy, GNSPolicy):
         found = copy.deepcopy(policy)
     elif isinstance(policy, str | Path) and str(policy):
