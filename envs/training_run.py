@@ -97,6 +97,11 @@ class TrainingRun:
         """The parameters that the optimizer holds, in the model's order."""
         return self._held
 
+    @property
+    def left_out(self) -> bool:
+        """Whether the pending gradient overflowed at precision ``float16``, so that its update will be left out."""
+        return self._left_out
+
     def compute_gradient(self, keep_graph: bool = False) -> Tensor:
         """Draw the next batch and compute its gradient, clipped if the task says so, which is then pending.
 
@@ -202,17 +207,11 @@ class TrainingRun:
             self._reward_cursor = 0
         rows = torch.arange(self._reward_cursor, self._reward_cursor + size)
         self._reward_cursor += size
-        modes = [(module, module.training) for module in self.model.modules()]
-        with self._undisturbed():
-            self.model.eval()
-            try:
-                inputs, targets = self._reward.batch(rows)
-                with autocast(self.task, self.device):
-                    loss = self.task.loss(self.model(self.task.prepare(inputs, False)), targets)
-                return list(torch.autograd.grad(loss, self._held, materialize_grads=True))
-            finally:
-                for module, training in modes:
-                    module.training = training
+        with self._undisturbed(), in_mode(self.model, training=False):
+            inputs, targets = self._reward.batch(rows)
+            with autocast(self.task, self.device):
+                loss = self.task.loss(self.model(self.task.prepare(inputs, False)), targets)
+            return list(torch.autograd.grad(loss, self._held, materialize_grads=True))
 
     def apply_update(self) -> None:
         """Apply the pending gradient."""
@@ -242,15 +241,13 @@ class TrainingRun:
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
-        modes = [(module, module.training) for module in self.model.modules()]
         size = min(self.task.batch_size, len(self._train))
         rows = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(0))
         try:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain mean over batches
-            self.model.train()
-            with self._undisturbed():
+            with self._undisturbed(), in_mode(self.model, training=True):
                 for part in rows[: len(rows) // size * size].split(size)[:batches]:
                     inputs, _ = self._train.batch(part)
                     with autocast(self.task, self.device):
@@ -258,8 +255,6 @@ class TrainingRun:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-            for module, training in modes:
-                module.training = training
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, between updates: copies, no references.
@@ -388,17 +383,27 @@ def autocast(task: Task, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=task.precision != "float32")
 
 
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and every module's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, before in modes:
+            module.training = before
+
+
 @torch.no_grad()
 def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None = None) -> Figures:
     """Return mean loss and metrics of a model on a split, in evaluation mode; every module's mode is put back.
 
     :param chunk: examples a forward pass; None: what the task says
     """
-    modes = [(module, module.training) for module in model.modules()]
     rows = torch.arange(len(split)) if split.lengths is None else split.lengths.argsort(stable=True)
     collected, losses = [], []
-    try:
-        model.eval()
+    with in_mode(model, training=False):
         for part in rows.split(chunk or task.evaluation_batch_size):
             inputs, targets = split.batch(part)
             with autocast(task, split.inputs.device):
@@ -406,9 +411,6 @@ def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None
                 loss = task.loss(outputs, targets)
             losses.append(loss.double() * (len(part) / len(rows)))
             collected.append(task.collect(outputs))
-    finally:
-        for module, training in modes:
-            module.training = training
     joined: Any = collected[0] if len(collected) == 1 else torch.cat(collected)
     if split.lengths is not None:
         joined = joined[rows.argsort().to(joined.device)]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -136,6 +137,21 @@ def test_a_parameter_without_a_gradient_counts_nothing():
         Episode(small_task(build_model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), "sgdm", 20, 0.01, 0)
     )
     assert run.rates == pytest.approx(alone.rates, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw"])
+def test_an_update_that_overflows_in_float16_teaches_nothing(optimizer):
+    session = HDController("hd", beta=1e-3).start(Episode(small_task(precision="float16"), optimizer, 60, 0.01, 0))
+    session.run._scaler.load_state_dict({**session.run._scaler.state_dict(), "scale": 2.0**30})
+    left_out = []
+    for _ in range(60):
+        session.update()
+        left_out.append(session.run.left_out)
+    assert left_out[:2] == [True, True] and left_out.count(False) > 30
+    # A rate moves where an update was made before and one comes now.
+    moves = [after != before for before, after in pairwise(session.rates)]
+    assert moves == [not (before or now) for before, now in pairwise(left_out)]
+    assert all(math.isfinite(rate) for rate in session.rates)
 
 
 def test_each_group_may_have_a_rate_of_its_own():

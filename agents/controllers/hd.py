@@ -62,6 +62,10 @@ class _HDSession(HypergradientSession):
 
     def before_update(self) -> None:
         """Move the rate by the pending gradient and the direction of the last update."""
+        if self.run.left_out:  # no update comes, and so none to learn from next time
+            self._last_gradients = None
+            self.write_rates()
+            return
         optimizer, last = self.run.optimizer, self._last_gradients
         pending: Gradients = [[p.grad for p in group["params"]] for group in optimizer.param_groups]
         if self._regular and None in [g if g is None else 0 for gradients in pending for g in gradients]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from gns.features import get_schema
 from gns.guard import GuardConfig
 from gns.layer_graph import layer_graph
 from gns.policy import GNSPolicy
+from gns.scheduler_policy import fingerprint
 from gns.validation import ValidationStatistics, validation_statistics
 
 UNKNOWN = "unknown"
@@ -89,19 +89,8 @@ class PolicyController(Controller):
         return ActingPolicy(self.network)
 
     def identity(self) -> dict[str, Any]:
-        """Return the kind, the guard and the policy itself: its settings and a digest of its weights, not its path."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        config = self.network.config
-        return {
-            "kind": self.kind,
-            "guard": asdict(self.guard),
-            "network": asdict(config.network),
-            "decision": asdict(config.decision),
-            "weights": digest.hexdigest(),
-        }
+        """Return the kind, the guard and a digest of the policy's settings and weights, not its path."""
+        return {"kind": self.kind, "guard": asdict(self.guard), "policy": fingerprint(self.network)}
 
 
 class _PolicySession(Session):
