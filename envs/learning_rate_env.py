@@ -209,7 +209,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.run.model, self.run.optimizer, self._graphs[id(episode.task)], episode.budget, self.config.decision
         )
         self.rates: list[float] = []
-        self._snapshot = Snapshot(self.run.model, self.run.optimizer)
+        self._snapshot = Snapshot(self.run.model, self.run.optimizer, self.config.guard.folder)
         observation = self.core.observe(self._validation)
         if self.config.guard.enabled:
             self._snapshot.take(0, go_back)

@@ -7,6 +7,7 @@ from gns.errors import (
     LayerGraphError,
     OutOfOrderError,
     PolicyFormatError,
+    SnapshotError,
     UnknownNameError,
 )
 from gns.guard import GuardConfig, Snapshot
@@ -40,6 +41,7 @@ __all__ = [
     "ProfileLR",
     "Schedule",
     "Snapshot",
+    "SnapshotError",
     "UnknownNameError",
     "layer_graph",
 ]

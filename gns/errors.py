@@ -38,6 +38,10 @@ class PolicyFormatError(GNSError, ValueError):
     """A policy folder is damaged, or holds a policy this version cannot use."""
 
 
+class SnapshotError(GNSError, OSError):
+    """A snapshot of a run cannot be written to disk, or not be read back."""
+
+
 class OutOfOrderError(GNSError, RuntimeError):
     """A call came before one it needs, or after the end."""
 

@@ -1,16 +1,22 @@
-"""Snapshots of a training run in memory, and when to go back to one."""
+"""Snapshots of a training run, in memory or on disk, and when to go back to one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
+from gns.errors import InvalidSettingError, OutOfOrderError, SnapshotError, require_positive
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,14 @@ class GuardConfig:
     :param loss_multiple: a mean interval loss above this multiple of the first loss counts as divergence
     :param cut: factor in (0, 1) on the rate after a rollback
     :param max_rollbacks: rollbacks allowed in a run; one more ends it
+    :param folder: where snapshots are kept, made if it is not there; None: in memory
     """
 
     enabled: bool = True
     loss_multiple: float = 4.0
     cut: float = 0.1
     max_rollbacks: int = 5
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         require_positive("loss_multiple", self.loss_multiple)
@@ -39,18 +47,22 @@ class GuardConfig:
 class Snapshot:
     """The last good state of a run: parameters, buffers, optimizer state, and what the caller adds.
 
-    Memory is allocated at the first :meth:`take` and reused. Learning rates are not part of it: they belong to
+    In memory, room is allocated at the first :meth:`take` and reused. On disk, one file takes its place, written anew
+    each time, replaced only once it is whole, and deleted with the snapshot or at the end of the process; a process of
+    several ranks keeps a file each, of its own shards. Learning rates are not part of a snapshot: they belong to
     whatever controls them.
 
     :param model: the model being trained
     :param optimizer: its optimizer
+    :param folder: where to keep it; None: in memory
+    :raises SnapshotError: if the folder cannot be written to
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path | None = None) -> None:
         self._optimizer = optimizer
-        self._tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-        self._copies: list[Tensor] = []
-        self._states: dict[Tensor, dict[str, Any]] = {}
+        self._tensors: list[Tensor] = [_local(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        self._copies: _Memory | _File = _Memory() if folder is None else _File(folder)
+        self._states: dict[Tensor, dict[str, Any]] = {}  # of each parameter; a tensor stands there as its number
         self._put_back: list[Callable[[], None]] = []
         self.steps = 0
 
@@ -60,26 +72,19 @@ class Snapshot:
 
         :param steps: updates the state holds
         :param put_back: calls that restore what lies outside model and optimizer (random numbers, data position, AMP)
+        :raises SnapshotError: if it cannot be written; the one before stays
         """
-        if self._copies:
-            torch._foreach_copy_(self._copies, self._tensors)
-        else:
-            self._copies = [tensor.detach().clone() for tensor in self._tensors]
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
+        tensors = list(self._tensors)
         states: dict[Tensor, dict[str, Any]] = {}
         for parameter, state in self._optimizer.state.items():
-            old, new = self._states.get(parameter, {}), {}
+            states[parameter] = {}
             for key, value in state.items():
-                if isinstance(value, Tensor) and isinstance(old.get(key), Tensor) and old[key].shape == value.shape:
-                    new[key] = old[key]
-                    targets.append(old[key])
-                    sources.append(value)
+                if isinstance(value, Tensor):
+                    states[parameter][key] = _Number(len(tensors))
+                    tensors.append(_local(value))
                 else:
-                    new[key] = value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-            states[parameter] = new
-        if targets:
-            torch._foreach_copy_(targets, sources)
+                    states[parameter][key] = copy.deepcopy(value)
+        self._copies.keep(tensors)
         self._states, self._put_back, self.steps = states, list(put_back), steps
 
     @torch.no_grad()
@@ -87,10 +92,10 @@ class Snapshot:
         """Put the state back, in place. May be called again for the same snapshot.
 
         :raises OutOfOrderError: if no snapshot was taken
+        :raises SnapshotError: if its file cannot be read
         """
-        if not self._copies:
-            raise OutOfOrderError("restore() came before any take(); take a snapshot first.")
-        torch._foreach_copy_(self._tensors, self._copies)
+        copies = self._copies.kept()
+        torch._foreach_copy_(self._tensors, copies[: len(self._tensors)])
         for parameter in list(self._optimizer.state):
             if parameter not in self._states:
                 del self._optimizer.state[parameter]
@@ -99,9 +104,96 @@ class Snapshot:
             for key in set(state) - set(saved):
                 del state[key]
             for key, value in saved.items():
-                if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
-                    state[key].copy_(value)
+                if not isinstance(value, _Number):
+                    state[key] = copy.deepcopy(value)
+                elif isinstance(state.get(key), Tensor):
+                    _local(state[key]).copy_(copies[value])
                 else:
-                    state[key] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+                    state[key] = copies[value].clone()
         for call in self._put_back:
             call()
+
+
+class _Number(int):
+    """Place of a tensor in the list of those that are kept."""
+
+
+class _Memory:
+    """Copies of tensors, beside the tensors; room is reused where it fits."""
+
+    def __init__(self) -> None:
+        self._copies: list[Tensor] = []
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        room = self._copies[: len(tensors)]
+        fits = [_alike(old, new) for old, new in zip(room, tensors, strict=False)]
+        fits += [False] * (len(tensors) - len(room))
+        self._copies = [
+            room[i] if fit else tensor.detach().clone()
+            for i, (fit, tensor) in enumerate(zip(fits, tensors, strict=True))
+        ]
+        reused = [i for i, fit in enumerate(fits) if fit]
+        if reused:
+            torch._foreach_copy_([self._copies[i] for i in reused], [tensors[i].detach() for i in reused])
+
+    def kept(self) -> list[Tensor]:
+        if not self._copies:
+            raise OutOfOrderError("restore() came before any take(); take a snapshot first.")
+        return self._copies
+
+
+class _File:
+    """Copies of tensors in a file that goes with this object, or with the process."""
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix="gns-snapshot-", suffix=".pt", dir=folder)
+            os.close(handle)
+        except OSError as problem:
+            raise SnapshotError(
+                f"No snapshot can be kept in {str(folder)!r} ({problem}); expected a folder that can be written to. "
+                "Give GuardConfig another one, or folder=None to keep snapshots in memory."
+            ) from problem
+        self._path, self._written = Path(name).absolute(), False
+        self._end = weakref.finalize(self, self._path.unlink, missing_ok=True)
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        new = self._path.with_suffix(".new")
+        try:
+            torch.save([_alone(tensor.detach()) for tensor in tensors], new)
+            os.replace(new, self._path)
+            self._written = True
+        except (OSError, RuntimeError) as problem:  # torch's writer raises the latter where the disk is full
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise SnapshotError(
+                f"The snapshot {self._path} cannot be written ({problem}). Make room there (it takes as much as model "
+                "and optimizer do, twice while it is replaced), or keep snapshots in memory with folder=None."
+            ) from problem
+
+    def kept(self) -> list[Tensor]:
+        if not self._written:
+            raise OutOfOrderError("restore() came before any take(); take a snapshot first.")
+        try:
+            return torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as problem:
+            raise SnapshotError(
+                f"The snapshot {self._path} cannot be read ({problem}); expected it as it was written. Leave the files "
+                "in that folder alone, or keep snapshots in memory with folder=None."
+            ) from problem
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: of a sharded one its shard, which shares memory with it."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor with no more memory behind it than it has, since a file holds all of that."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

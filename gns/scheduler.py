@@ -320,9 +320,10 @@ class GNSScheduler(LRScheduler):
             self.last_epoch,
         )
         self._core_state = None
-        self._snapshot = Snapshot(unwrap(self.model), self.optimizer)
-        if core.update and self.guard is not None:
-            self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
+        if self.guard is not None:
+            self._snapshot = Snapshot(unwrap(self.model), self.optimizer, self.guard.folder)
+            if core.update:
+                self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
         self._core = core
         return core
 

@@ -1,4 +1,4 @@
-"""A snapshot restores a run exactly."""
+"""A snapshot, in memory or on disk, restores a run exactly."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gns import GuardConfig, InvalidSettingError, Snapshot
+from gns import GuardConfig, InvalidSettingError, OutOfOrderError, Snapshot
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -25,11 +25,13 @@ after = pytest.mark.parametrize("updates", [0, 1, 4], ids=lambda n: f"after {n} 
 class Run:
     """A run with parameters, buffers of two types, and optimizer state."""
 
+    folder = None
+
     def __init__(self, optimizer: str) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
-        self.snapshot = Snapshot(self.model, self.optimizer)
+        self.snapshot = Snapshot(self.model, self.optimizer, self.folder)
         self.t = 0
 
     def train(self, updates: int) -> None:
@@ -51,6 +53,12 @@ class Run:
     def state(self) -> dict[str, object]:
         """Everything, copied."""
         return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "t": self.t})
+
+
+@pytest.fixture(params=["in memory", "on disk"], autouse=True)
+def _place(request, tmp_path, monkeypatch):
+    """Where the snapshots of every test are kept."""
+    monkeypatch.setattr(Run, "folder", tmp_path / "snapshots" if request.param == "on disk" else None)
 
 
 def same(one: object, other: object) -> bool:
@@ -223,3 +231,8 @@ def test_what_is_put_back_sees_the_restored_model():
 def test_a_guard_setting_outside_its_domain_is_refused(settings, message):
     with pytest.raises(InvalidSettingError, match=message):
         GuardConfig(**settings)
+
+
+def test_restoring_what_was_never_taken_is_refused():
+    with pytest.raises(OutOfOrderError, match="take a snapshot first"):
+        Run("sgd").snapshot.restore()

@@ -11,6 +11,13 @@ from torch.nn import functional as F
 
 from gns import GuardConfig
 
+places = pytest.mark.parametrize("place", ["memory", "disk"])
+
+
+def guard_in(place: str, folder, **settings) -> GuardConfig:
+    return GuardConfig(folder=folder if place == "disk" else None, **settings)
+
+
 OPTIMIZERS = {
     "adamw": lambda model: two_groups(model, foreach=True),
     "fused adam": lambda model: two_groups(model, torch.optim.Adam, fused=True),
@@ -73,8 +80,10 @@ def spoil_weights(run: Run) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("closure", [False, True])
-def test_a_guard_that_has_nothing_to_do_changes_no_bit(optimizer, closure):
-    runs = [Run(optimizer, guard, closure) for guard in (None, GuardConfig(), GuardConfig(enabled=False))]
+@places
+def test_a_guard_that_has_nothing_to_do_changes_no_bit(place, optimizer, closure, tmp_path):
+    guards = (None, guard_in(place, tmp_path), guard_in(place, tmp_path, enabled=False))
+    runs = [Run(optimizer, guard, closure) for guard in guards]
     for run in runs:
         run.until(T)
     assert runs[0].watch.rates == runs[1].watch.rates == runs[2].watch.rates
@@ -85,8 +94,11 @@ def test_a_guard_that_has_nothing_to_do_changes_no_bit(optimizer, closure):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("spoil", [spoil_gradient, spoil_weights, None])
-def test_a_diverged_interval_is_undone_the_rate_cut_and_the_policy_told(spoil, closure, optimizer, caplog):
-    run = Run(optimizer, GuardConfig(cut=0.25), closure, policy=lively_policy(mode="recursive"))
+@places
+def test_a_diverged_interval_is_undone_the_rate_cut_and_the_policy_told(
+    place, spoil, closure, optimizer, caplog, tmp_path
+):
+    run = Run(optimizer, guard_in(place, tmp_path, cut=0.25), closure, policy=lively_policy(mode="recursive"))
     run.until(4)
     kept = {}
 

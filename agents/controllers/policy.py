@@ -90,7 +90,9 @@ class PolicyController(Controller):
 
     def identity(self) -> dict[str, Any]:
         """Return the kind, the guard and a digest of the policy's settings and weights, not its path."""
-        return {"kind": self.kind, "guard": asdict(self.guard), "policy": fingerprint(self.network)}
+        guard = asdict(self.guard)
+        del guard["folder"]  # where snapshots lie changes no run; here they are part of a session's state
+        return {"kind": self.kind, "guard": guard, "policy": fingerprint(self.network)}
 
 
 class _PolicySession(Session):
