@@ -90,26 +90,33 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path[:0] = [{tests!r}]
 from test_scheduler_state import Run, T
-run = Run(seed=50)
-run.load(open("saved", "rb").read(), ("scheduler", "model", "optimizer"))
-run.train(9, T)
-torch.save([run.watch.rates, run.model.state_dict()], "end")
+ends = {{}}
+for n in {splits!r}:
+    run = Run(seed=50)
+    run.load(open(str(n), "rb").read(), ("scheduler", "model", "optimizer"))
+    run.train(n, T)
+    ends[n] = [run.watch.rates, run.model.state_dict()]
+torch.save(ends, "ends")
 """
 
 
 def test_a_new_process_goes_on_to_the_last_bit(root, tmp_path):
-    whole, first = Run(), None
+    whole, before = Run(), {}
     whole.train(0, T)
-    first = Run()
-    first.train(0, 9)
-    (tmp_path / "saved").write_bytes(first.save())
+    for n in SPLITS:
+        first = Run()
+        first.train(0, n)
+        before[n] = first.watch.rates
+        (tmp_path / str(n)).write_bytes(first.save())
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROCESS.format(tests=str(root / "tests"))]
+    command = [sys.executable, "-c", PROCESS.format(tests=str(root / "tests"), splits=SPLITS)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    rates, weights = torch.load(tmp_path / "end")
-    assert first.watch.rates + rates == whole.watch.rates
-    assert all(torch.equal(value, weights[name]) for name, value in whole.model.state_dict().items())
+    ends = torch.load(tmp_path / "ends")
+    for n in SPLITS:
+        rates, weights = ends[n]
+        assert before[n] + rates == whole.watch.rates
+        assert all(torch.equal(value, weights[name]) for name, value in whole.model.state_dict().items())
 
 
 def test_a_state_is_loaded_into_a_run_that_is_under_way():
