@@ -1,0 +1,164 @@
+"""A task's model as a function of its parameters, so that N sets of parameters are evaluated at once.
+
+The model is rewritten where ``torch.func.vmap`` cannot follow it or is slow: a dropout layer takes its mask as an
+input, drawn beforehand from the run's own random numbers, and 2x2 max pooling compares four slices (on the CPU several
+times as fast; of equal largest entries all get a share of the gradient, not the first).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from envs.tasks.base import Task, all_parameters
+from gns.errors import GNSError
+
+
+class NotBatchableError(GNSError, ValueError):
+    """Runs of this task cannot be trained side by side; train them one at a time."""
+
+
+class MaskedDropout(nn.Module):
+    """Dropout by a mask that is given, of zeros and ``1 / (1 - p)``, or none in evaluation."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.mask: Tensor | None
+        self.register_buffer("mask", None, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply by the mask."""
+        return inputs if self.mask is None or not self.training else inputs * self.mask
+
+
+class SlicedMaxPool2d(nn.Module):
+    """2x2 max pooling of (..., H, W) as the maximum of four slices; a last odd row or column is left out."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return (..., H // 2, W // 2)."""
+        height, width = inputs.shape[-2] // 2 * 2, inputs.shape[-1] // 2 * 2
+        even, odd = inputs[..., 0:height:2, :width], inputs[..., 1:height:2, :width]
+        rows = torch.maximum(even, odd)
+        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+class BatchedModel:
+    """One architecture, evaluated with many sets of parameters.
+
+    :param task: whose model and loss they are
+    :raises NotBatchableError: if runs of this task cannot share a forward pass
+    """
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        _require_batchable(task)
+        with torch.random.fork_rng(devices=[]):
+            model = task.new_model()
+        self.task, self.device = task, device
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if any(not parameter.requires_grad for parameter in model.parameters()):
+            raise NotBatchableError(f"Task {task.name} has frozen parameters; its runs are trained one at a time.")
+        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.dropouts = {name: module.p for name, module in model.named_modules() if type(module) is nn.Dropout}
+        self.mask_shapes = _input_shapes(model, task, list(self.dropouts))
+        rewritten = _rewritten(model).to(device)
+        self._training, self._evaluation = rewritten, copy.deepcopy(rewritten).eval()
+        self._losses: Callable[..., Tensor] = vmap(self._training_loss)
+        self._outputs: Callable[..., Tensor] = vmap(self._evaluation_outputs, in_dims=(0, 0, None))
+
+    def losses(
+        self,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        masks: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        """Return the mean training loss of each run, (n,); buffers are moved in place as layers move them.
+
+        :param parameters: tensors (n, *shape) by name
+        :param buffers: likewise
+        :param masks: of each dropout layer, (n, *shape of its input)
+        :param inputs: prepared batch of each run, (n, B, ...)
+        :param targets: (n, B, ...)
+        """
+        try:
+            return self._losses(parameters, buffers, masks, inputs, targets)
+        except RuntimeError as problem:
+            raise NotBatchableError(
+                f"The model of task {self.task.name} cannot be evaluated for many runs at once ({problem}); its runs "
+                "are trained one at a time."
+            ) from problem
+
+    def _training_loss(self, parameters: Any, buffers: Any, masks: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        held = {**parameters, **buffers, **{f"{name}.mask": mask for name, mask in masks.items()}}
+        return self.task.loss(functional_call(self._training, held, (inputs,)), targets)
+
+    def _evaluation_outputs(self, parameters: Any, buffers: Any, inputs: Tensor) -> Any:
+        return functional_call(self._evaluation, {**parameters, **buffers}, (inputs,))
+
+    @torch.no_grad()
+    def outputs(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return each run's outputs for one prepared batch in evaluation mode, (n, B, ...)."""
+        return self._outputs(parameters, buffers, inputs)
+
+
+def _require_batchable(task: Task) -> None:
+    reasons = {
+        "has examples of several lengths": task.training_data().train.lengths is not None,
+        f"runs at precision {task.precision}": task.precision != "float32",
+        "has parameter groups of its own": task.parameter_groups is not all_parameters,
+        "accumulates over parts of unequal size": task.batch_size % task.accumulation != 0,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise NotBatchableError(f"Task {task.name} {reason}; its runs are trained one at a time.")
+
+
+def _rewritten(model: nn.Module) -> nn.Module:
+    """Replace layers in place; names stay."""
+    for name, child in list(model.named_children()):
+        if type(child) is nn.Dropout:
+            setattr(model, name, MaskedDropout(child.p))
+        elif type(child) is nn.MaxPool2d and _is_two_by_two(child):
+            setattr(model, name, SlicedMaxPool2d())
+        else:
+            _rewritten(child)
+    return model
+
+
+def _is_two_by_two(pool: nn.MaxPool2d) -> bool:
+    pairs = [value if isinstance(value, tuple) else (value, value) for value in (pool.kernel_size, pool.stride)]
+    plain = pool.padding in (0, (0, 0)) and pool.dilation in (1, (1, 1))
+    return pairs == [(2, 2), (2, 2)] and plain and not pool.return_indices and not pool.ceil_mode
+
+
+def _input_shapes(model: nn.Module, task: Task, names: Sequence[str]) -> dict[str, torch.Size]:
+    """Shape of what each of some layers is given for a batch of the task; (B, ...)."""
+    if not names:
+        return {}
+    seen: dict[str, list[torch.Size]] = {name: [] for name in names}
+    handles = [model.get_submodule(name).register_forward_pre_hook(_note(seen[name])) for name in names]
+    train = task.training_data().train
+    size = min(task.batch_size, len(train)) // task.accumulation
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state = copy.deepcopy(model.state_dict())
+        model.train()(task.prepare(train.batch(torch.arange(size))[0], True))
+        model.load_state_dict(state)
+    for handle in handles:
+        handle.remove()
+    if any(len(shapes) != 1 for shapes in seen.values()):
+        raise NotBatchableError(
+            f"A dropout layer of task {task.name} is not called once a forward pass; its runs are trained one at a "
+            "time."
+        )
+    return {name: shapes[0] for name, shapes in seen.items()}
+
+
+def _note(shapes: list[torch.Size]) -> Callable[..., None]:
+    return lambda module, args: shapes.append(args[0].shape)

@@ -1,0 +1,117 @@
+"""Optimizers of N runs side by side, each run with a rate and a count of updates of its own.
+
+A run is a row of one matrix (N, P) that holds all P parameters of its model; so are its momentum and second moment. The
+arithmetic is that of ``torch.optim.SGD``, ``Adam`` (Kingma and Ba, 2015, alg. 1) and ``AdamW`` (Loshchilov and Hutter,
+2019), with the settings of :data:`envs.training_run.OPTIMIZERS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gns.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an optimizer does, by the names of ``torch.optim``.
+
+    :param kind: one of :data:`gns.features.OPTIMIZER_KINDS`
+    """
+
+    kind: str
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+BATCHED_OPTIMIZERS: dict[str, Settings] = {
+    "sgd": Settings("sgd"),
+    "sgdm": Settings("sgd", momentum=0.9),
+    "adam": Settings("adam"),
+    "adamw": Settings("adamw", weight_decay=0.01),
+}
+
+
+class BatchedOptimizer:
+    """One optimizer a row of ``parameters``.
+
+    :param name: a name in :data:`BATCHED_OPTIMIZERS`
+    :param parameters: (N, P), changed in place
+    :raises UnknownNameError: if there is no such optimizer
+    """
+
+    def __init__(self, name: str, parameters: Tensor) -> None:
+        if name not in BATCHED_OPTIMIZERS:
+            raise UnknownNameError("optimizer for runs side by side", name, BATCHED_OPTIMIZERS)
+        self.settings = settings = BATCHED_OPTIMIZERS[name]
+        self.parameters = parameters
+        has_momentum = settings.kind != "sgd" or settings.momentum > 0.0
+        self.momentum = torch.zeros_like(parameters) if has_momentum else None
+        self.second = torch.zeros_like(parameters) if settings.kind != "sgd" else None
+        self._direction = torch.empty_like(parameters) if settings.kind != "sgd" else None
+        self.steps = torch.zeros(len(parameters), dtype=torch.float64)  # updates each run's state holds, on the host
+
+    def begin(self, rows: Tensor) -> None:
+        """Forget the state of some rows: int64 (R,)."""
+        for state in (self.momentum, self.second):
+            if state is not None:
+                state[rows.to(state.device)] = 0.0
+        self.steps[rows] = 0.0
+
+    @property
+    def state(self) -> list[Tensor]:
+        """Momentum and second moment, (N, P) each, as far as the optimizer keeps them."""
+        return [tensor for tensor in (self.momentum, self.second) if tensor is not None]
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, rates: Tensor, active: Tensor | None = None) -> None:
+        """Apply an update to the first n rows.
+
+        :param gradients: (n, P)
+        :param rates: learning rates, float64 (n,), on the host
+        :param active: which of these rows are updated, bool (n,), on the host; None: all. The others stay as they are
+        """
+        n = len(gradients)
+        held = [self.parameters, *self.state]
+        if active is None or bool(active.all()):
+            self.steps[:n] += 1.0
+            self._apply([tensor[:n] for tensor in held], gradients, rates, self.steps[:n])
+            return
+        rows = active.nonzero().squeeze(1)
+        there = rows.to(gradients.device)
+        self.steps[rows] += 1.0
+        chosen = [tensor[there] for tensor in held]
+        self._apply(chosen, gradients[there], rates[rows], self.steps[rows])
+        for tensor, changed in zip(held, chosen, strict=True):
+            tensor[there] = changed
+
+    def _apply(self, held: list[Tensor], gradients: Tensor, rates: Tensor, steps: Tensor) -> None:
+        """Update weights and state, (n, P) each, in place.
+
+        :param steps: updates of each row with this one, (n,)
+        """
+        settings, weights = self.settings, held[0]
+        if settings.kind == "sgd":
+            direction = held[1].mul_(settings.momentum).add_(gradients) if settings.momentum else gradients
+            weights.addcmul_(direction, _column(rates, weights), value=-1.0)
+            return
+        (beta1, beta2), (momentum, second) = settings.betas, held[1:]
+        if settings.weight_decay:
+            weights.mul_(_column(1.0 - rates * settings.weight_decay, weights))
+        momentum.lerp_(gradients, 1.0 - beta1)
+        second.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+        assert self._direction is not None
+        direction = torch.sqrt(second, out=self._direction[: len(weights)])
+        direction.mul_(_column((1.0 - beta2**steps).rsqrt(), weights)).add_(settings.eps)
+        torch.div(momentum, direction, out=direction)
+        weights.addcmul_(direction, _column(rates / (1.0 - beta1**steps), weights), value=-1.0)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """A number a row, (n, 1), beside ``like``."""
+    return values.to(device=like.device, dtype=like.dtype).unsqueeze(1)

@@ -1,0 +1,242 @@
+"""N training runs of one task and one optimizer, each the run that its seed makes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from envs.batched.model import BatchedModel
+from envs.batched.optimizers import BatchedOptimizer
+from envs.tasks.base import Split, Task, unchanged
+from envs.training_run import Figures
+
+
+@dataclass
+class _Stream:
+    """Data order and random numbers of one run.
+
+    :param order_generator: draws the order of the data
+    :param generator: draws what model and augmentation draw
+    """
+
+    order_generator: torch.Generator = field(default_factory=torch.Generator)
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    cursor: int = 0
+
+    def state(self) -> tuple[Any, ...]:
+        return self.order_generator.get_state(), self.generator.get_state(), self.order, self.cursor
+
+    def load(self, state: tuple[Any, ...]) -> None:
+        self.order_generator.set_state(state[0])
+        self.generator.set_state(state[1])
+        self.order, self.cursor = state[2], state[3]
+
+    def next_rows(self, examples: int, size: int) -> Tensor:
+        """Rows of the next batch: each pass over the data in a new order, an incomplete last batch left out."""
+        if self.cursor + size > len(self.order):
+            self.order, self.cursor = torch.randperm(examples, generator=self.order_generator), 0
+        rows = self.order[self.cursor : self.cursor + size]
+        self.cursor += size
+        return rows
+
+
+class BatchedRuns:
+    """``size`` training runs side by side, numbered by row; each equals a :class:`envs.training_run.TrainingRun`.
+
+    Parameters of all runs are one matrix (N, P), ``weights``; so are their gradients. A run that is left out of a call
+    stays as it is. Calls cost by the last row that takes part: keep rows that do in front.
+
+    :param task: what is trained
+    :param optimizer: a name in :data:`envs.batched.optimizers.BATCHED_OPTIMIZERS`
+    :param size: number of runs N
+    :param device: where to train
+    :raises NotBatchableError: if runs of this task cannot be trained side by side
+    :raises UnknownNameError: if there is no such optimizer
+    """
+
+    def __init__(self, task: Task, optimizer: str, size: int, device: torch.device | str = "cpu") -> None:
+        self.task, self.size, self.device = task, size, torch.device(device)
+        data = task.training_data()
+        self._train, self._reward = data.train.to(self.device), data.reward.to(self.device)
+        self.batch_size = min(task.batch_size, len(self._train))
+        self.model = BatchedModel(task, self.device)
+        counts = [shape.numel() for shape in self.model.shapes.values()]
+        self._places = list(zip(torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False))
+        self.weights = torch.zeros(size, sum(counts), device=self.device)
+        self.gradients = torch.zeros_like(self.weights)
+        self.losses = torch.zeros(size, device=self.device)  # of the batches whose gradients are pending
+        self.optimizer = BatchedOptimizer(optimizer, self.weights)
+        self._buffers = {
+            name: buffer.to(self.device).expand(size, *buffer.shape).clone()
+            for name, buffer in self.model.buffers.items()
+        }
+        self._streams = [_Stream() for _ in range(size)]
+
+    # ------------------------------------------------------------------ what happens to runs
+
+    def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin new runs in some rows; their gradients are not pending yet."""
+        for row, seed in zip(rows, seeds, strict=True):
+            stream = self._streams[row] = _Stream()
+            stream.order_generator.manual_seed(int(seed))
+            stream.generator.manual_seed(int(seed))
+            outside = torch.get_rng_state()
+            torch.set_rng_state(stream.generator.get_state())
+            model = self.task.new_model()
+            stream.generator.set_state(torch.get_rng_state())
+            torch.set_rng_state(outside)
+            with torch.no_grad():
+                self.weights[row] = nn.utils.parameters_to_vector(model.parameters())
+                for name, buffer in model.named_buffers():
+                    self._buffers[name][row] = buffer
+        self.optimizer.begin(torch.tensor(list(rows), dtype=torch.long))
+
+    def compute_gradients(self, active: Tensor) -> None:
+        """Draw the next batch of some runs and compute its gradient, which is then pending.
+
+        :param active: which runs, bool (N,), on the host
+        """
+        n = _reach(active)
+        chosen = active[:n]
+        left_out = (~chosen).nonzero().squeeze(1).to(self.device)
+        kept = {name: buffer[left_out].clone() for name, buffer in self._buffers.items()} if len(left_out) else {}
+        rows = torch.stack([self._rows_of(i) if chosen[i] else torch.arange(self.batch_size) for i in range(n)])
+        total, losses = None, None
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.parameters(n).items()}
+        for part in rows.split(self.batch_size // self.task.accumulation, dim=1):
+            inputs, targets, masks = self._batch(part, chosen)
+            loss = self.model.losses(leaves, self._prefix(n), masks, inputs, targets) / self.task.accumulation
+            found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
+            flat = torch.cat([gradient.reshape(n, -1) for gradient in found], dim=1)
+            total = flat if total is None else total.add_(flat)
+            losses = loss.detach() if losses is None else losses + loss.detach()
+        assert total is not None and losses is not None
+        if self.task.clip_norm is not None:
+            norms = torch.linalg.vector_norm(total, dim=1, keepdim=True)
+            total.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
+        if len(left_out):
+            for name, value in kept.items():
+                self._buffers[name][left_out] = value
+            total[left_out], losses[left_out] = self.gradients[left_out], self.losses[left_out]
+        self.gradients[:n], self.losses[:n] = total, losses
+
+    def apply_updates(self, rates: Tensor, active: Tensor) -> None:
+        """Apply the pending gradients of some runs.
+
+        :param rates: learning rates, float64 (N,), on the host
+        :param active: which runs, bool (N,), on the host
+        """
+        n = _reach(active)
+        self.optimizer.step(self.gradients[:n], rates[:n], active[:n])
+
+    def evaluate_reward_split(self, rows: Sequence[int], with_metrics: bool = True) -> list[Figures]:
+        """Return loss, and if wanted metrics, of some runs on the whole reward split, as it is evaluated alone."""
+        if not rows:
+            return []
+        there = torch.tensor(list(rows), device=self.device)
+        everyone = len(rows) == _reach(torch.tensor(list(rows)).bincount() > 0)
+        parameters, buffers = (
+            {name: value[: len(rows)] if everyone else value[there] for name, value in held.items()}
+            for held in (self.parameters(self.size), self._buffers)
+        )
+        count, split = len(self._reward), self._reward
+        losses, collected = torch.zeros(len(rows), dtype=torch.float64, device=self.device), []
+        for part in torch.arange(count).split(self.task.evaluation_batch_size):
+            inputs, targets = split.batch(part)
+            outputs = self.model.outputs(parameters, buffers, self.task.prepare(inputs, False))
+            loss = torch.stack([self.task.loss(output, targets) for output in outputs])
+            losses += loss.double() * (len(part) / count)
+            if with_metrics:
+                collected.append(torch.stack([self.task.collect(output) for output in outputs]))
+        found = losses.tolist()
+        if not with_metrics:
+            return [Figures(loss, {self.task.metric_name: float("nan")}) for loss in found]
+        joined = torch.cat(collected, dim=1)
+        return [Figures(loss, self._metrics(output, split)) for loss, output in zip(found, joined, strict=True)]
+
+    def _metrics(self, outputs: Tensor, split: Split) -> dict[str, float]:
+        return {name: float(metric(outputs, split)) for name, metric in self.task.metrics.items()}
+
+    # ------------------------------------------------------------------ going back
+
+    def state(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Return copies of all that some runs need to go on exactly, but for pending gradients."""
+        there = torch.tensor(list(rows), device=self.device)
+        return {
+            "tensors": [tensor[there].clone() for tensor in self._tensors()],
+            "buffers": {name: buffer[there].clone() for name, buffer in self._buffers.items()},
+            "steps": self.optimizer.steps[list(rows)].clone(),
+            "streams": [self._streams[row].state() for row in rows],
+        }
+
+    def load_state(self, rows: Sequence[int], state: dict[str, Any], chosen: Sequence[int] | None = None) -> None:
+        """Put states back.
+
+        :param rows: which runs get them
+        :param state: what :meth:`state` returned
+        :param chosen: which of its runs, by place; None: all of them
+        """
+        chosen = range(len(rows)) if chosen is None else chosen
+        there, from_ = (torch.tensor(list(numbers), device=self.device) for numbers in (rows, chosen))
+        for tensor, saved in zip(self._tensors(), state["tensors"], strict=True):
+            tensor[there] = saved[from_]
+        for name, saved in state["buffers"].items():
+            self._buffers[name][there] = saved[from_]
+        self.optimizer.steps[list(rows)] = state["steps"][list(chosen)]
+        for row, place in zip(rows, chosen, strict=True):
+            self._streams[row].load(state["streams"][place])
+
+    # ------------------------------------------------------------------ inside
+
+    def parameters(self, n: int) -> dict[str, Tensor]:
+        """Return views (n, *shape) of the first n rows of ``weights``, by name."""
+        return self.views(self.weights[:n])
+
+    def views(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Return views (n, *shape) of the parameters' places in a matrix (n, P), by name."""
+        return {
+            name: matrix[:, start : start + count].unflatten(1, shape) if shape else matrix[:, start]
+            for (name, shape), (start, count) in zip(self.model.shapes.items(), self._places, strict=True)
+        }
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.weights, *self.optimizer.state]
+
+    def _prefix(self, n: int) -> dict[str, Tensor]:
+        return {name: buffer[:n] for name, buffer in self._buffers.items()}
+
+    def _rows_of(self, run: int) -> Tensor:
+        return self._streams[run].next_rows(len(self._train), self.batch_size)
+
+    def _batch(self, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return prepared inputs, targets and dropout masks of n runs; those left out draw no random numbers.
+
+        :param rows: examples of each run, (n, B)
+        """
+        inputs, targets = self._train.batch(rows.flatten())
+        inputs, targets = (value.unflatten(0, rows.shape) for value in (inputs, targets))
+        shapes = self.model.mask_shapes
+        if self.task.prepare is unchanged and not shapes:
+            return inputs, targets, {}
+        prepared, masks = [], {name: torch.ones(len(rows), *shape) for name, shape in shapes.items()}
+        outside = torch.get_rng_state()
+        for i, stream in enumerate(self._streams[: len(rows)]):
+            torch.set_rng_state(stream.generator.get_state())
+            prepared.append(self.task.prepare(inputs[i], True))
+            for name, mask in masks.items():
+                keep = 1.0 - self.model.dropouts[name]
+                mask[i].bernoulli_(keep).div_(keep)
+            if chosen[i]:
+                stream.generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(outside)
+        return torch.stack(prepared), targets, {name: mask.to(self.device) for name, mask in masks.items()}
+
+
+def _reach(active: Tensor) -> int:
+    """Number of the last run that takes part, counted from 1."""
+    return int(active.nonzero().max()) + 1
