@@ -28,10 +28,11 @@ from gns.errors import (
     OutOfOrderError,
     require_positive,
 )
-from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema, tensor_sums
+from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
 from gns.layer_graph import LayerGraph, unwrap
-from gns.moments import group_of_each, optimizer_kind, read_moments
+from gns.moments import group_of_each, optimizer_kind
 from gns.profiles import get_profile
+from gns.sums import read_sums
 from gns.validation import ValidationStatistics
 
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
@@ -299,17 +300,15 @@ class DecisionCore:
     def _collect(self) -> RunStatistics:
         memory = self._memory
         present = [p.grad.detach() if p.grad is not None else None for p in self._parameters]
-        weights = [p.detach() for p in self._parameters]
-        moments = read_moments(self.optimizer, self._parameters, present, memory.steps)
-        gradients = [g if g is not None else torch.zeros_like(w) for g, w in zip(present, weights, strict=True)]
-        sums = tensor_sums(weights, gradients, moments.momenta, moments.seconds, moments.updates)
+        read = read_sums(self.optimizer, self._parameters, present, memory.steps)
+        sums = read.sums
         parts = [sums.flatten()]
         if self._losses is not None:
             parts.append(self._losses[: memory.interval_updates].to(sums.device))
         if self._measured is not None:
             parts.append(self._measured)
         host = torch.cat(parts).cpu().numpy().astype(np.float64)  # the one copy to the host
-        count, size = len(weights), sums.numel()
+        count, size = len(self._parameters), sums.numel()
         table = host[:size].reshape(count, -1)
         losses = host[size : size + memory.interval_updates]
         initial = np.array([self.initial_lrs[max(group, 0)] for group in self._groups])
@@ -318,8 +317,8 @@ class DecisionCore:
         return RunStatistics(
             sums=table,
             learning_rates=initial * self.factor,
-            momentum_scale=moments.momentum_scale,
-            second_scale=moments.second_scale,
+            momentum_scale=read.momentum_scale,
+            second_scale=read.second_scale,
             losses=losses,
             first_loss=np.asarray(memory.first_loss, dtype=np.float64),
             previous_loss=np.asarray(memory.previous_loss, dtype=np.float64),

@@ -59,17 +59,11 @@ def read_moments(
     seconds: dict[int, Tensor] = {}
     updates: dict[int, Tensor] = {}
     momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
-    for group, chosen in _alike(optimizer, parameters, gradients):
+    for group, chosen in split_alike(optimizer, parameters, gradients):
         ws = [parameters[i].detach() for i in chosen]
         gs = [_or_zeros(gradients[i], parameters[i]) for i in chosen]
         states = [optimizer.state.get(parameters[i], {}) for i in chosen]
-        if kind == "sgd":
-            ms, us, scale = _sgd(group, states, ws, gs, steps)
-            vs, correction = None, 1.0
-        elif kind in ("adam", "adamw"):
-            ms, vs, us, scale, correction = _adam(group, states, ws, gs, kind == "adamw", steps)
-        else:
-            ms, vs, us, scale, correction = _first_momentum(states, ws), None, [], 1.0, 1.0
+        ms, vs, us, scale, correction = read_alike(kind, group, states, ws, gs, steps)
         momentum_scale[chosen], second_scale[chosen] = scale, correction
         momenta.update(zip(chosen, ms or [], strict=False))
         seconds.update(zip(chosen, vs or [], strict=False))
@@ -88,7 +82,24 @@ def read_moments(
     )
 
 
-def _alike(
+def read_alike(
+    kind: str, group: dict[str, Any], states: list[Any], ws: list[Tensor], gs: list[Tensor], steps: int
+) -> tuple[list[Tensor] | None, list[Tensor] | None, list[Tensor], float, float]:
+    """Read tensors of one part of :func:`split_alike`, or like pieces of them; parameters, gradients and state alike.
+
+    :param states: optimizer state of each
+    :return: momenta, second moments, coming updates (none of an unknown optimizer), and the two scales of
+        :class:`Moments`
+    """
+    if kind == "sgd":
+        ms, us, scale = _sgd(group, states, ws, gs, steps)
+        return ms, None, us, scale, 1.0
+    if kind in ("adam", "adamw"):
+        return _adam(group, states, ws, gs, kind == "adamw", steps)
+    return first_momentum(states, ws), None, [], 1.0, 1.0
+
+
+def split_alike(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> list[tuple[dict[str, Any], list[int]]]:
     """Split the tensors an optimizer holds into parts that one foreach call can treat alike.
@@ -101,7 +112,7 @@ def _alike(
         if number >= 0:
             state = optimizer.state.get(parameters[i], {})
             started = "exp_avg" in state or state.get("momentum_buffer") is not None
-            done = _steps(state.get("step", 1), 1) if started else 0
+            done = counted_steps(state.get("step", 1), 1) if started else 0
             parts.setdefault((number, done, gradients[i] is not None), []).append(i)
     return [(optimizer.param_groups[number], chosen) for (number, _, _), chosen in parts.items()]
 
@@ -147,7 +158,7 @@ def _adam(
     directions = _decayed({**group, "weight_decay": 0.0} if decoupled else group, ws, gs)
     started = all("exp_avg" in state for state in states)
     if started:
-        steps = _steps(states[0]["step"], steps)
+        steps = counted_steps(states[0]["step"], steps)
         started = steps > 0  # a fused optimizer whose first update a GradScaler left out has moments of no gradient yet
     if started:
         ms, vs = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
@@ -186,14 +197,14 @@ def _signed(group: dict[str, Any], momenta: list[Any]) -> list[Tensor]:
     return list(torch._foreach_neg(momenta)) if group.get("maximize") else momenta
 
 
-def _steps(step: Any, fallback: int) -> int:
+def counted_steps(step: Any, fallback: int) -> int:
     """Updates an Adam state has counted; a counter on an accelerator is not read, since that would wait for it."""
     if isinstance(step, Tensor):
         return int(step.item()) if step.device.type == "cpu" else fallback
     return int(step)
 
 
-def _first_momentum(states: list[Any], ws: list[Tensor]) -> list[Tensor] | None:
+def first_momentum(states: list[Any], ws: list[Tensor]) -> list[Tensor] | None:
     """Momentum of an unknown optimizer: the usual names, where they hold a tensor of the parameter's shape."""
     for key in ("exp_avg", "momentum_buffer"):
         found = [state.get(key) for state in states]

@@ -50,7 +50,7 @@ def scalar(loss: Any) -> Tensor:
     :raises InvalidSettingError: if it is neither a tensor of one element nor a float
     """
     if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.detach().reshape(())
+        return loss.detach() if loss.dim() == 0 else loss.detach().reshape(())
     if isinstance(loss, Real) and not isinstance(loss, Integral):
         return torch.tensor(float(loss), dtype=torch.float32, device="cpu")
     given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
