@@ -7,6 +7,7 @@ from gns.errors import (
     LayerGraphError,
     OutOfOrderError,
     PolicyFormatError,
+    RanksDisagreeError,
     SnapshotError,
     UnknownNameError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PolicyConfig",
     "PolicyFormatError",
     "ProfileLR",
+    "RanksDisagreeError",
     "Schedule",
     "Snapshot",
     "SnapshotError",

@@ -12,6 +12,8 @@ _INDEXING = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "Inde
 _ELEMENTWISE = ("MulBackward", "DivBackward", "AddBackward", "SubBackward", "PowBackward", "RsubBackward")
 # Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled functions.
 _OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward")
+# Operations of FSDP2 and DDP that hand on each of their inputs as it is, and mix none.
+_HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward")
 
 
 @dataclass
@@ -39,7 +41,7 @@ def walk_back(roots: Iterable[Any], layer_of: Mapping[int, str]) -> Walk:
     reach: dict[Any, _Layers] = {}
     unused: _Layers = {}
     for operation in _topological(roots):
-        inputs = [parent for parent, _ in operation.next_functions]
+        inputs = _inputs(operation)
         name = operation.name()
         if name.endswith("AccumulateGrad"):
             layer = layer_of.get(id(operation.variable))
@@ -100,6 +102,16 @@ def _output_shape(operation: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in operation._input_metadata[0].shape)
 
 
+def _inputs(operation: Any) -> list[Any]:
+    """Return the operations that an operation's inputs come from, past those that only hand them on."""
+    inputs = []
+    for parent, output in operation.next_functions:
+        while parent is not None and parent.name() in _HANDS_ON:
+            parent, output = parent.next_functions[output]
+        inputs.append(parent)
+    return inputs
+
+
 def _topological(roots: Iterable[Any]) -> list[Any]:
     """Return every operation above ``roots``, each after its inputs; an explicit stack, for graphs of any depth."""
     done: dict[Any, None] = {}
@@ -113,6 +125,6 @@ def _topological(roots: Iterable[Any]) -> list[Any]:
                 done[operation] = None
                 continue
             stack.append((operation, True))
-            parents = [parent for parent, _ in operation.next_functions]
+            parents = _inputs(operation)
             stack.extend((parent, False) for parent in reversed(parents) if parent is not None and parent not in done)
     return list(done)

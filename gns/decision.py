@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gns.decision_config import ACTION_MODES, DecisionConfig, Observation
+from gns.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
 from gns.errors import (
     InvalidSettingError,
     LayerGraphError,
@@ -35,8 +36,13 @@ from gns.profiles import get_profile
 from gns.sums import read_sums
 from gns.validation import ValidationStatistics
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
+_COUNTS = ("update", "steps", "interval_updates")  # of the memory: must be the same on all ranks
+_TAKEN_OVER = ("scale", "anchor", "first_loss", "start_loss", "previous_loss")  # of the memory: rank 0's on all ranks
 
 
 @dataclass
@@ -66,7 +72,10 @@ class DecisionCore:
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
     :param config: how actions become rates
-    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
+    :param process_group: ranks that train this model together and must decide alike, see :mod:`gns.distributed`; None:
+        this process decides alone, and communicates with no other
+    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
+        model is sharded over other ranks than these
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
     """
 
@@ -77,11 +86,14 @@ class DecisionCore:
         graph: LayerGraph,
         budget: int,
         config: DecisionConfig,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self.model, self.optimizer, self.graph, self.config = unwrap(model), optimizer, graph, config
         self.interval = config.interval(budget)
         self.budget = int(budget)
         self._parameters = [p for layer in graph.bind(model) for p in layer]
+        self._group, self._shares = process_group, shares(self._parameters, process_group)
+        self._sharded = any(map(is_distributed, self._parameters))
         self._groups = group_of_each(optimizer, self._parameters)
         if all(group < 0 for group in self._groups):
             raise LayerGraphError(
@@ -134,10 +146,12 @@ class DecisionCore:
     def observe(self, validation: ValidationStatistics | None = None) -> Observation:
         """Read the pending gradients and the losses since the last decision.
 
-        One copy to the host. Changes nothing but :attr:`statistics`.
+        One copy to the host, and one all-reduce where ranks decide together: all must call it. Changes nothing but
+        :attr:`statistics`; other ranks than the first take over what rank 0 remembers of scale and losses.
 
         :param validation: figures of held-out data now, for a feature schema that needs them; others ignore them
         :raises OutOfOrderError: if the schema needs them and there are none
+        :raises RanksDisagreeError: if the ranks are not at the same update
         """
         needed = get_schema(self.config.features).needs_validation
         if needed and validation is None:
@@ -197,16 +211,16 @@ class DecisionCore:
             else:
                 group["lr"] = rate
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
-            self._before_last = [p.detach().clone() for p in self._parameters]
+            self._before_last = [local(p.detach()).clone() for p in self._parameters]
 
     def after_update(self, loss: Tensor) -> None:
-        """Note the loss of the update just done: a scalar tensor, not copied to the host."""
-        memory = self._memory
+        """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
+        memory, loss = self._memory, whole(loss.detach())
         if self._losses is None:
             self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
-        self._losses[memory.interval_updates].copy_(loss.detach())
+        self._losses[memory.interval_updates].copy_(loss)
         if self._before_last is not None:
-            changes = torch._foreach_sub([p.detach() for p in self._parameters], self._before_last)
+            changes = torch._foreach_sub([local(p.detach()) for p in self._parameters], self._before_last)
             per_rate = torch._foreach_div(changes, self.factor)
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None
@@ -254,7 +268,10 @@ class DecisionCore:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on exactly: plain numbers and at most two small tensors."""
+        """Return everything needed to go on exactly: plain numbers and at most two small tensors.
+
+        The tensors are this rank's: its losses of the interval under way, and its shards' part of a measured update.
+        """
         return {
             "memory": dict(vars(self._memory)),
             "initial_lrs": list(self.initial_lrs),
@@ -299,21 +316,16 @@ class DecisionCore:
 
     def _collect(self) -> RunStatistics:
         memory = self._memory
-        present = [p.grad.detach() if p.grad is not None else None for p in self._parameters]
-        read = read_sums(self.optimizer, self._parameters, present, memory.steps)
-        sums = read.sums
-        parts = [sums.flatten()]
-        if self._losses is not None:
-            parts.append(self._losses[: memory.interval_updates].to(sums.device))
-        if self._measured is not None:
-            parts.append(self._measured)
-        host = torch.cat(parts).cpu().numpy().astype(np.float64)  # the one copy to the host
-        count, size = len(self._parameters), sums.numel()
-        table = host[:size].reshape(count, -1)
-        losses = host[size : size + memory.interval_updates]
+        present = [local(p.grad.detach(), p) if p.grad is not None else None for p in self._parameters]
+        parameters, optimizer = self._parameters, self.optimizer
+        if self._sharded:
+            parameters = [local(p.detach()) for p in self._parameters]
+            optimizer = local_optimizer(optimizer, self._parameters, parameters)
+        read = read_sums(optimizer, parameters, present, memory.steps)
+        table, measured, losses = self._on_host(read.sums)
         initial = np.array([self.initial_lrs[max(group, 0)] for group in self._groups])
         if self._measured is not None:
-            table[:, SUM_U2] = host[size + len(losses) :] / np.square(initial)  # per unit of rate
+            table[:, SUM_U2] = measured / np.square(initial)  # per unit of rate
         return RunStatistics(
             sums=table,
             learning_rates=initial * self.factor,
@@ -328,6 +340,27 @@ class DecisionCore:
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
         )
+
+    def _on_host(self, sums: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bring the sums, the measured update's and the losses of the interval to the host, in one copy.
+
+        Of all ranks, where they decide together; then the memory is brought in line with rank 0's.
+        """
+        memory, count = self._memory, self._memory.interval_updates
+        losses = self._losses[:count].to(sums.device) if self._losses is not None else sums.new_zeros(0)
+        measured = self._measured if self._measured is not None else sums.new_zeros(0)
+        if self._group is None:
+            host = torch.cat([sums.flatten(), measured, losses]).cpu().numpy().astype(np.float64)
+            table, measured_host, losses_host = np.split(host, [sums.numel(), sums.numel() + len(measured)])
+            return table.reshape(sums.shape), measured_host, losses_host
+        if self._kind == "other" and self._measured is None:
+            measured = sums.new_zeros(len(sums))
+        counts, own = ({name: getattr(memory, name) for name in names} for names in (_COUNTS, _TAKEN_OVER))
+        table, measured_host, losses_host, taken = all_reduced(
+            self._group, self._shares, sums, measured, losses, self.interval, counts, list(own.values())
+        )
+        vars(memory).update(zip(own, taken, strict=True))
+        return table, measured_host, losses_host
 
 
 def initial_rate(rate: Any, config: DecisionConfig) -> float:

@@ -46,6 +46,10 @@ class OutOfOrderError(GNSError, RuntimeError):
     """A call came before one it needs, or after the end."""
 
 
+class RanksDisagreeError(GNSError, RuntimeError):
+    """Processes that train one model together were given different settings, or are not at the same update."""
+
+
 def require_positive(name: str, value: float) -> None:
     """Pass a finite number above zero.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gns.autograd_walk import walk_back
 from gns.errors import LayerGraphError
+from gns.fsdp import refuse_flat_parameters, sharded_of_unsharded
 
 NODE_TYPES: tuple[str, ...] = ("linear", "conv", "norm", "embedding", "attention", "recurrent", "other")
 
@@ -40,7 +41,7 @@ class LayerGraph:
     :param types: one of :data:`NODE_TYPES` for each node
     :param edges: int64 array of shape (2, E), sources above targets
     :param parameters: names of the trainable parameters of each node, as in ``named_parameters()``
-    :param tensor_sizes: number of scalars of each parameter tensor, node after node (P tensors)
+    :param tensor_sizes: number of scalars of each parameter tensor, node after node (P tensors); of all its shards
     :param depths: float array (L,): longest path from an input, scaled to [0, 1]
     """
 
@@ -205,11 +206,20 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
         be alive, and may already have gone through ``backward``. Best from a batch of two or more: a parameter added
         to a batch of one has the shape of its result and cannot be told from a rescaled weight
     :return: the graph; layers that are frozen or that the outputs do not depend on are not in it
-    :raises LayerGraphError: if the model has no trainable parameter or the outputs depend on none
+    :raises LayerGraphError: if the model has no trainable parameter or the outputs depend on none; if it is wrapped by
+        FSDP1, or by an FSDP2 whose parameters cannot be told
     """
     model = unwrap(model)
     trainable = trainable_parameters(model)
     layer_of = {id(parameter): _owner(name) for name, parameter in trainable.items()}
+    sharded = sharded_of_unsharded(model)
+    if sharded is None:
+        raise LayerGraphError(
+            f"{type(model).__name__} is sharded by fully_shard, and this version of PyTorch ({torch.__version__}) does "
+            "not say which parameter stands for which in a forward pass. Pass graph=, taken by gns.layer_graph(model, "
+            "loss) before the model is sharded."
+        )
+    layer_of.update({leaf: layer_of[id(p)] for leaf, p in sharded.items() if id(p) in layer_of})
     roots = [tensor.grad_fn for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
     walk = walk_back(roots, layer_of)
 
@@ -256,8 +266,13 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 
 
 def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return parameters by name, each tensor once, without the prefix of compiled submodules."""
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in model.named_parameters()}
+    """Return parameters by name, each tensor once, without the prefix of compiled submodules.
+
+    Of a sharded model always those that the optimizer holds, even while others stand in for them.
+    """
+    refuse_flat_parameters(model)
+    sharded = sharded_of_unsharded(model) or {}
+    return {name.replace("_orig_mod.", ""): sharded.get(id(p), p) for name, p in model.named_parameters()}
 
 
 def _owner(parameter_name: str) -> str:
@@ -270,7 +285,7 @@ def _node_type(model: nn.Module, layer: str) -> str:
     parent = module = model
     for part in layer.split(".") if layer else []:
         parent, module = module, unwrap(getattr(module, part))
-    kind = type(module).__name__
+    kind = type(module).__name__.removeprefix("FSDP")  # fully_shard makes a subclass of that name
     if isinstance(module, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
         return "attention"
     if isinstance(module, nn.Linear) or (kind == "Conv1D" and not isinstance(module, nn.Conv1d)):

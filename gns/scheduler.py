@@ -6,13 +6,14 @@ import logging
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from gns.decision import DecisionConfig, DecisionCore, initial_rate
+from gns.distributed import group_of_run, ranks_of, require_group
 from gns.errors import InvalidSettingError, LayerGraphError, OutOfOrderError, require_count
 from gns.features import get_schema
 from gns.guard import GuardConfig, Snapshot
@@ -30,7 +31,10 @@ from gns.scheduler_hooks import (
 )
 from gns.scheduler_losses import Losses, scalar
 from gns.scheduler_policy import fingerprint, frozen_policy
-from gns.scheduler_state import graph_from_plain, make_core, on_device_of, plain_graph
+from gns.scheduler_state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class GNSScheduler(LRScheduler):
 
     The layer graph is taken from the output of the model's first forward pass with gradients.
 
+    Where several processes train the model, all take the same decisions: see ``docs/distributed.md``.
+
     :param optimizer: its rates now, or ``initial_lr`` where a group has it, are the initial ones
     :param model: the model it trains; best as it is called, compiled or not
     :param total_steps: number of updates T of the run
@@ -65,6 +71,8 @@ class GNSScheduler(LRScheduler):
     :param last_epoch: index of the last update when a run is resumed without a state dict, see PyTorch: the run is
         taken to have made ``last_epoch + 1`` updates and to stand at the optimizer's rates; losses are unknown
     :param graph: layer graph of the model, where it cannot be taken from the output
+    :param process_group: ranks that train this model together; None: all of ``torch.distributed``, if it is in use by
+        the first update; False: this process decides alone
     :raises InvalidSettingError: on a value outside its domain, or fewer updates than the policy takes decisions
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
     :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
@@ -81,6 +89,7 @@ class GNSScheduler(LRScheduler):
         guard: GuardConfig | None = None,
         last_epoch: int = -1,
         graph: LayerGraph | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
     ) -> None:
         for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
             if not isinstance(given, kind):
@@ -89,6 +98,8 @@ class GNSScheduler(LRScheduler):
                     "GNSScheduler(optimizer, model, total_steps=...)."
                 )
         require_count("total_steps", total_steps)
+        require_group(process_group)
+        self.process_group: Any = process_group
         self.budget = int(
             total_steps
         )  # not total_steps: by that name Accelerate stops stepping early when it accumulates
@@ -303,6 +314,16 @@ class GNSScheduler(LRScheduler):
         _logger.debug("%s", record)
 
     def _make_core(self) -> DecisionCore:
+        group = group_of_run(self.process_group)
+        if group is not None:
+            given = {
+                "total_steps": self.budget,
+                "the number of updates done": self.last_epoch,
+                "the policy's digest": fingerprint(self.policy),
+                "the decision config": asdict(self.decision),
+                "guard": self.guard and asdict(replace(self.guard, folder=None)),  # which may be each machine's own
+            }
+            self.graph = graph_of_first_rank(self.graph, self.model, given, group)
         if self.graph is None:
             raise LayerGraphError(
                 f"No layer graph is known at the first update: no forward pass of {type(unwrap(self.model)).__name__} "
@@ -318,6 +339,7 @@ class GNSScheduler(LRScheduler):
             self.base_lrs,
             self._core_state,
             self.last_epoch,
+            group,
         )
         self._core_state = None
         if self.guard is not None:
@@ -386,7 +408,8 @@ class GNSScheduler(LRScheduler):
         """Leave out hooks and what is made anew; the core is kept as its state."""
         own = {key: value for key, value in self.__dict__.items() if key not in ("_remove", "_snapshot")}
         core = self._core.state_dict() if self._core is not None else self._core_state
-        return own | {"_core": None, "_core_state": core, "_graph_problem": None}
+        ranks = ranks_of(self.process_group)  # a group itself is of this process only
+        return own | {"_core": None, "_core_state": core, "_graph_problem": None, "process_group": ranks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gns.decision import DecisionConfig, DecisionCore
+from gns.distributed import agree
 from gns.layer_graph import LayerGraph, trainable_parameters
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def plain_graph(graph: LayerGraph) -> dict[str, Any]:
@@ -35,6 +39,20 @@ def graph_from_plain(plain: dict[str, Any]) -> LayerGraph:
     )
 
 
+def graph_of_first_rank(
+    graph: LayerGraph | None, model: nn.Module, given: dict[str, Any], group: ProcessGroup
+) -> LayerGraph | None:
+    """Return the layer graph that rank 0 has, for all ranks: where layers are left out by chance, they take others.
+
+    :param given: what all ranks must have been given alike, by name
+    :raises RanksDisagreeError: if they were not
+    """
+    own = None if graph is None else plain_graph(graph)
+    device = next(iter(trainable_parameters(model).values())).device
+    plain = agree({**given, "graph": own}, "graph", group, device)
+    return graph if plain == own else None if plain is None else graph_from_plain(plain)
+
+
 def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return a core's state with its tensors beside the parameters, wherever they were loaded to."""
     if core is None:
@@ -52,12 +70,14 @@ def make_core(
     initial_lrs: list[float | Tensor],
     state: dict[str, Any] | None,
     updates: int,
+    process_group: ProcessGroup | None = None,
 ) -> DecisionCore:
     """Make the decision core of a run, whatever the optimizer's rates are by now.
 
     :param initial_lrs: initial rate of each parameter group
     :param state: state dict of the core that it goes on from, if there is one
     :param updates: updates done; without a state the core then goes on from the optimizer's rates
+    :param process_group: see :class:`gns.decision.DecisionCore`
     """
     now = float(optimizer.param_groups[0]["lr"]) if updates and state is None else None
     for group, initial in zip(optimizer.param_groups, initial_lrs, strict=True):
@@ -65,7 +85,7 @@ def make_core(
             group["lr"].copy_(torch.as_tensor(initial))
         else:
             group["lr"] = float(initial)
-    core = DecisionCore(model, optimizer, graph, budget, config)
+    core = DecisionCore(model, optimizer, graph, budget, config, process_group)
     if state is not None:
         core.load_state_dict(state)
     elif now is not None:
