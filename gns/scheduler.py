@@ -17,17 +17,19 @@ from gns.distributed import group_of_run, ranks_of, require_group
 from gns.errors import InvalidSettingError, LayerGraphError, OutOfOrderError, require_count
 from gns.features import get_schema
 from gns.guard import GuardConfig, Snapshot
-from gns.layer_graph import LayerGraph, trainable_parameters, unwrap
+from gns.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
 from gns.moments import group_of_each
 from gns.policy import GNSPolicy
 from gns.scheduler_history import DecisionRecord, draw_history
 from gns.scheduler_hooks import (
     attach,
     graph_of_forward,
+    is_lightning,
     left_out,
     loss_in,
     unscale,
     with_closure_done,
+    without_gradient,
 )
 from gns.scheduler_losses import Losses, scalar
 from gns.scheduler_policy import fingerprint, frozen_policy
@@ -174,10 +176,12 @@ class GNSScheduler(LRScheduler):
     def report_loss(self, loss: Tensor | float) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
 
-        Several between two updates, as under gradient accumulation, are averaged.
+        Several between two updates, as under gradient accumulation, are averaged. From one that is not detached the
+        layer graph is taken, if no output of the model gave it; its backward pass may be done.
 
         :raises InvalidSettingError: if it is neither a tensor of one element nor a float
         """
+        self._take_graph(loss)
         self._add_loss("reported", loss)
 
     def plot(self, axis: Any = None) -> Any:
@@ -190,8 +194,7 @@ class GNSScheduler(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates as they stand; for PyTorch's machinery, see :meth:`get_last_lr`."""
-        begins = self.last_epoch == 0 and self._core is None and self._core_state is None
-        rates = self.base_lrs if begins else [group["lr"] for group in self.optimizer.param_groups]
+        rates = self.base_lrs if self._at_start else [group["lr"] for group in self.optimizer.param_groups]
         return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
 
     # ------------------------------------------------------------------ what the hooks call
@@ -224,6 +227,8 @@ class GNSScheduler(LRScheduler):
         args, kwargs, loss = with_closure_done(args, kwargs)
         if isinstance(loss, Tensor | float):
             self._add_loss("closure", loss)
+        if without_gradient(optimizer):
+            return args, kwargs
         core = self._core or self._make_core()
         if not left_out(optimizer) and (not core.decision_due or self._decide(core, optimizer)):
             core.before_update()
@@ -245,6 +250,29 @@ class GNSScheduler(LRScheduler):
         loss = loss_in(output)
         if loss is not None:
             self._add_loss("output", loss.detach().mean())
+
+    def _take_graph(self, loss: Any) -> None:
+        """Take the graph from a loss, where it is unknown and the loss came from parameters of the optimizer."""
+        if self.graph is not None or not isinstance(loss, Tensor) or loss.grad_fn is None:
+            return
+        try:
+            graph = layer_graph(self.model, loss)
+        except LayerGraphError as problem:
+            self._graph_problem = problem
+            return
+        if max(group_of_each(self.optimizer, [p for layer in graph.bind(self.model) for p in layer])) >= 0:
+            self.graph = graph  # else it is the loss of another optimizer
+
+    def _begin_at_rates_found(self) -> None:
+        """Begin at the rates that the optimizer has by now, if no update was made; for frameworks that look for one."""
+        if not self._at_start:
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            initial_rate(rate, self.decision)
+            group["initial_lr"] = rate.clone() if isinstance(rate, Tensor) else rate
+        self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self._note_rates()
 
     # ------------------------------------------------------------------ decisions
 
@@ -325,10 +353,13 @@ class GNSScheduler(LRScheduler):
             }
             self.graph = graph_of_first_rank(self.graph, self.model, given, group)
         if self.graph is None:
+            seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
+            if is_lightning(self.model):
+                seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
             raise LayerGraphError(
-                f"No layer graph is known at the first update: no forward pass of {type(unwrap(self.model)).__name__} "
-                f"was seen with a gradient in its output ({self._graph_problem or 'none at all'}). Call the model "
-                "itself, make the scheduler before the first forward pass, or pass graph=gns.layer_graph(model, loss)."
+                f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
+                f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
+                "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
             ) from self._graph_problem
         core = make_core(
             self.model,
@@ -416,6 +447,10 @@ class GNSScheduler(LRScheduler):
         self._remove = attach(self, self.optimizer, self.model)
 
     # ------------------------------------------------------------------ inside
+
+    @property
+    def _at_start(self) -> bool:
+        return self.last_epoch == 0 and self._core is None and self._core_state is None
 
     def _add_loss(self, source: str, loss: Tensor | float) -> None:
         if self.last_epoch >= 0:  # else a warm-up's

@@ -49,12 +49,36 @@ class OutputHook:
 
 
 def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.Module) -> Callable[[], None]:
-    """Register all hooks of a scheduler; return what removes them, which the scheduler's end does too."""
+    """Register all hooks of a scheduler; return what removes them, which the scheduler's end does too.
+
+    On a ``LightningModule`` with a trainer, which calls no module, a callback of the trainer stands for the forward
+    hook. Where the trainer has set its callbacks aside, to look for a learning rate say, the scheduler does nothing.
+    """
     reference = weakref.ref(scheduler)
+    handles: list[Any] = []
+    ready: Callable[[bool], bool] | None = None
+
+    def watch_model() -> Callable[[bool], bool]:
+        trainer = lightning_trainer(model)
+        if trainer is not None:
+            from gns.integrations.lightning import report_to
+
+            subscription = report_to(reference, trainer)
+            handles.append(subscription)
+            return subscription.ready
+        for key in [key for key, hook in model._forward_hooks.items() if _is_dead(hook)]:
+            del model._forward_hooks[key]
+            model._forward_hooks_with_kwargs.pop(key, None)
+        handles.append(model.register_forward_hook(OutputHook(reference()), with_kwargs=True))
+        return lambda _: True
 
     def before(stepped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal ready
         scheduler = reference()
-        return scheduler._before_update(stepped, args, kwargs) if scheduler is not None else None
+        if scheduler is None:
+            return None
+        ready = ready or watch_model()
+        return scheduler._before_update(stepped, args, kwargs) if ready(closure_of(args, kwargs) is not None) else None
 
     def after(*_: Any) -> None:
         scheduler = reference()
@@ -63,14 +87,9 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
 
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner  # Accelerate's wrapper calls no hooks of its own
-    for key in [key for key, hook in model._forward_hooks.items() if _is_dead(hook)]:
-        del model._forward_hooks[key]
-        model._forward_hooks_with_kwargs.pop(key, None)
-    handles = [
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
-        model.register_forward_hook(OutputHook(scheduler), with_kwargs=True),
-    ]
+    handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+    if "_forward_hooks" in vars(model):  # else a model that holds its scheduler is being copied, and is not there yet
+        ready = watch_model()
 
     def detach() -> None:
         for handle in handles:
@@ -79,6 +98,22 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
     end = weakref.finalize(scheduler, detach)
     end.atexit = False
     return end
+
+
+def lightning_trainer(model: nn.Module) -> Any | None:
+    """Return the trainer that a ``LightningModule`` is attached to; None for any other module."""
+    model = unwrap(model)
+    if not is_lightning(model) or getattr(model, "fabric", None) is not None:
+        return None
+    try:
+        return model.trainer
+    except RuntimeError:  # not attached
+        return None
+
+
+def is_lightning(model: nn.Module) -> bool:
+    """Say whether a module is a ``LightningModule``, under either name of the package; neither is imported."""
+    return any(kind.__name__ == "LightningModule" for kind in type(unwrap(model)).__mro__)
 
 
 def _is_dead(hook: Any) -> bool:
@@ -127,6 +162,11 @@ def _eager_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         return functional_call(module, buffers, args, kwargs)
 
 
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """Return the closure among the arguments of ``step``, the optimizer first; None if there is none."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
 def with_closure_done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Evaluate the closure of an ``optimizer.step(closure)`` now, so that its gradients are pending.
 
@@ -136,7 +176,7 @@ def with_closure_done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tu
     :param args: arguments of ``step``, the optimizer first
     :return: arguments to go on with, and what the closure returned; None if there is none
     """
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    closure = closure_of(args, kwargs)
     if closure is None:
         return args, kwargs, None
     with torch.enable_grad():
@@ -171,3 +211,8 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
     The scaler of an optimizer that is not fused reads that flag itself, and does not call the optimizer.
     """
     return bool(getattr(optimizer, "found_inf", False))
+
+
+def without_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether no parameter has a gradient, as where a framework skips a batch: the update will change nothing."""
+    return all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"])

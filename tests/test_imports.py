@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("gns", "envs", "agents")
 HEAVY = ("stable_baselines3", "gymnasium", "hydra", "wandb", "ray", "envs", "agents")
+FRAMEWORKS = ("pytorch_lightning", "lightning", "accelerate")  # only gns.integrations may, once it is asked
 REPORT = "envs.tasks.report"
 
 
@@ -107,3 +108,10 @@ def test_importing_gns_loads_nothing_of_reinforcement_learning(tmp_path):
     loaded = loaded_after("import gns, gns.profiles, gns.guard\ngns.GNSPolicy()", tmp_path)
     assert "gns" in loaded and "torch_geometric" in loaded
     assert loaded.isdisjoint(HEAVY)
+    assert loaded.isdisjoint(FRAMEWORKS)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_only_an_integration_imports_a_framework(framework):
+    found = [name for name, path in modules("gns").items() if reaches(imports_of(name, path), framework)]
+    assert all(name.startswith("gns.integrations.") for name in found)

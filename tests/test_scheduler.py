@@ -433,6 +433,25 @@ def test_updates_with_no_step_between_leave_the_rates_alone_and_warn_once():
     assert scheduler.last_epoch == 3
 
 
+def test_an_update_without_any_gradient_counts_as_nothing():
+    rates = []
+    for empty in (False, True):
+        torch.manual_seed(0)
+        model = network()
+        optimizer = two_groups(model)
+        scheduler, watch = make_scheduler(optimizer, model), []
+        for number in range(T):
+            if empty and number in (0, 4, 5):
+                optimizer.zero_grad()
+                optimizer.step()
+                scheduler.step()
+                assert scheduler.last_epoch == number
+            update(model, optimizer, scheduler, number)
+            watch.append(scheduler.get_last_lr())
+        rates.append(watch)
+    assert rates[0] == rates[1]
+
+
 def test_past_the_budget_the_last_rate_stays():
     model = network()
     optimizer = two_groups(model)

@@ -251,3 +251,32 @@ def test_parts_of_a_model_may_have_optimizers_of_their_own():
     first, second = rates[0]
     assert rates[0] == rates[1]
     assert [a / 0.1 for (a,) in first] != pytest.approx([b / 0.01 for (b,) in second])
+
+
+@pytest.mark.parametrize("after_backward", [True, False])
+def test_where_no_model_is_called_a_loss_that_is_reported_gives_the_graph(after_backward):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": network(), "beside": nn.Linear(2, 2)})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = make_scheduler(optimizer, model)
+    for number in range(T):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model["used"](batch(number)[0]), batch(number)[1])
+        expected = layer_graph(model, loss)
+        if not after_backward:
+            scheduler.report_loss(loss)
+        loss.backward()
+        if after_backward:
+            scheduler.report_loss(loss)
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.graph == expected and "beside" not in scheduler.graph.names and len(scheduler.history) == 5
+
+
+def test_a_loss_of_another_optimizers_parameters_gives_no_graph():
+    model = nn.ModuleDict({"one": network(), "other": network()})
+    optimizer = torch.optim.Adam(model["one"].parameters(), lr=0.01)
+    scheduler = make_scheduler(optimizer, model)
+    for name, layers in (("other", None), ("one", ("one.0", "one.3", "one.5"))):
+        scheduler.report_loss(F.cross_entropy(model[name](batch(0)[0]), batch(0)[1]))
+        assert scheduler.graph is None if layers is None else scheduler.graph.names == layers

@@ -200,6 +200,40 @@ def test_a_copy_of_model_optimizer_and_scheduler_goes_on_alike_and_by_itself(cop
     assert run.watch.rates == whole.watch.rates and run.watch.rates[n:] == twin.watch.rates
 
 
+class HoldsItsScheduler(nn.Module):
+    """A model with optimizer and scheduler among its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.optimizer = two_groups(self)
+        self.scheduler = make_scheduler(self.optimizer, self)
+
+    def forward(self, inputs):
+        return self.body(inputs)
+
+    def train_on(self, begin: int, end: int) -> None:
+        for number in range(begin, end):
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self(batch(number)[0]), batch(number)[1])
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step(loss)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"])
+def test_a_model_that_holds_its_scheduler_is_copied_with_it(copied):
+    torch.manual_seed(0)
+    model = HoldsItsScheduler()
+    model.train_on(0, 8)
+    twin = copied(model)
+    assert twin.scheduler.model is twin and twin.scheduler.optimizer is twin.optimizer is not model.optimizer
+    for one in (model, twin):
+        one.train_on(8, T)
+        assert one.scheduler.last_epoch == T and len(one._forward_hooks) == 1
+    assert same_state(model, twin) and model.scheduler.history == twin.scheduler.history
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"])
 def test_a_copy_of_the_model_alone_has_no_scheduler(copied):
     run = Run()
