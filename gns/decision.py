@@ -13,8 +13,7 @@ in use exactly what it met in training. Per update the order is::
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +22,11 @@ from torch import Tensor, nn
 
 from gns.decision_config import ACTION_MODES, DecisionConfig, Observation
 from gns.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
-from gns.errors import (
-    InvalidSettingError,
-    LayerGraphError,
-    OutOfOrderError,
-    require_positive,
-)
+from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind
-from gns.profiles import get_profile
+from gns.rate_control import Memory, RateControl
 from gns.sums import read_sums
 from gns.validation import ValidationStatistics
 
@@ -45,27 +39,8 @@ _COUNTS = ("update", "steps", "interval_updates")  # of the memory: must be the 
 _TAKEN_OVER = ("scale", "anchor", "first_loss", "start_loss", "previous_loss")  # of the memory: rank 0's on all ranks
 
 
-@dataclass
-class _Memory:
-    """Everything the core must remember between updates; the whole of its ``state_dict``."""
-
-    update: int = 0
-    steps: int = 0
-    decided_at: int = -1
-    scale: float = 1.0  # factor on the initial rates, before the profile
-    anchor: float = 1.0  # what rollbacks have left of the rate that mode "anchored" returns to
-    first_loss: float = math.nan
-    start_loss: float = math.nan
-    previous_loss: float = math.nan
-    rolled_back: bool = False
-    interval_updates: int = 0
-
-
-class DecisionCore:
+class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
-
-    Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
-    rates as they are, bit for bit.
 
     :param model: the model being trained
     :param optimizer: its optimizer; the rates its groups have now are the initial ones
@@ -88,9 +63,9 @@ class DecisionCore:
         config: DecisionConfig,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        self.model, self.optimizer, self.graph, self.config = unwrap(model), optimizer, graph, config
-        self.interval = config.interval(budget)
-        self.budget = int(budget)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(budget, config, rates, steps=_PAST_START if optimizer.state else 0)
+        self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._parameters = [p for layer in graph.bind(model) for p in layer]
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
@@ -100,46 +75,10 @@ class DecisionCore:
                 "The optimizer holds none of the model's trainable parameters. Expected an optimizer built on this "
                 "model's parameters; pass the model that the optimizer trains."
             )
-        self.initial_lrs = [initial_rate(group["lr"], config) for group in optimizer.param_groups]
-        self._profile = (
-            get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
-        )
         self._kind = optimizer_kind(optimizer)
         self._losses: Tensor | None = None
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
-        self._memory = _Memory(steps=_PAST_START if optimizer.state else 0)
-        self._observed_at = -1
-        self.statistics: RunStatistics  # of the last observe()
-
-    # ------------------------------------------------------------------ where the run stands
-
-    @property
-    def update(self) -> int:
-        """Updates done, those that a rollback undid among them."""
-        return self._memory.update
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self._memory.update >= self.budget
-
-    @property
-    def decision_due(self) -> bool:
-        """Whether the coming update waits for a decision."""
-        memory = self._memory
-        return memory.update % self.interval == 0 and memory.decided_at != memory.update and not self.finished
-
-    @property
-    def factor(self) -> float:
-        """Factor on the initial rates for the coming update, within bounds."""
-        lowest, highest = self._bounds
-        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
-
-    @property
-    def learning_rate(self) -> float:
-        """Rate of the first parameter group for the coming update."""
-        return self._rate(self.initial_lrs[0], self.factor)
 
     # ------------------------------------------------------------------ the four calls of an update
 
@@ -160,40 +99,13 @@ class DecisionCore:
                 "the model on held-out data first and pass observe() what gns.validation.validation_statistics makes "
                 "of its loss and predictions; or use a policy whose features need none."
             )
-        self.statistics = self._collect()
+        statistics = self._collect()
         if needed:
             figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
-            self.statistics = replace(self.statistics, **figures)
-        self._observed_at = self.update
+            statistics = replace(statistics, **figures)
+        self.saw(statistics)
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
-
-    def decide(self, action: float) -> float:
-        """Take a decision and begin a new interval.
-
-        :param action: number in [-1, 1]; what lies outside is clipped
-        :return: the multiplier it put on the scale of the rates
-        :raises InvalidSettingError: if the action is not a finite number
-        :raises OutOfOrderError: if no decision is due
-        """
-        if not self.decision_due:
-            raise OutOfOrderError(
-                f"No decision is due at update {self.update} of {self.budget}; ask decision_due before decide()."
-            )
-        if not math.isfinite(action):
-            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
-        action = min(max(float(action), -1.0), 1.0)
-        memory, config = self._memory, self.config
-        before = memory.scale
-        if config.mode == "anchored":
-            memory.scale = memory.anchor * math.exp(config.strength * action)
-        else:
-            multiplier = 1.0 + action if config.mode == "gns-paper" else config.base**action
-            memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
-        self._close_interval()
-        memory.decided_at = memory.update
-        memory.rolled_back = False
-        return memory.scale / before
 
     def before_update(self) -> None:
         """Write the rate of the coming update into every parameter group.
@@ -224,46 +136,12 @@ class DecisionCore:
             per_rate = torch._foreach_div(changes, self.factor)
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None
-        memory.interval_updates += 1
-        memory.update += 1
-        memory.steps += 1
-
-    # ------------------------------------------------------------------ divergence
-
-    def diverged(self, loss_multiple: float) -> bool:
-        """Say whether the last interval went wrong, from the last :meth:`observe`.
-
-        :param loss_multiple: how many times its start the mean loss may reach
-        :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
-        :raises OutOfOrderError: before any :meth:`observe`
-        """
-        if self._observed_at < 0:
-            raise OutOfOrderError("diverged() came before any observe(); observe first.")
-        run = self.statistics
-        if not bool(run.finite):
-            return True
-        if not run.losses.size:
-            return False
-        start = run.losses[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
-        # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
-        return bool(run.losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
+        self.count_update()
 
     def roll_back(self, cut: float, steps: int) -> None:
-        """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
-
-        :param cut: factor in (0, 1) on the scale of the rates
-        :param steps: number of updates the restored optimizer state holds
-        """
-        memory = self._memory
-        memory.scale = min(max(memory.scale * cut, self._bounds[0]), self._bounds[1])
-        memory.anchor *= cut
-        memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
+        """Note that the last interval was undone, see :meth:`gns.rate_control.RateControl.roll_back`."""
+        super().roll_back(cut, steps)
         self._measured = None
-
-    @property
-    def steps(self) -> int:
-        """Updates the model holds: those done less those undone."""
-        return self._memory.steps
 
     # ------------------------------------------------------------------ state
 
@@ -281,7 +159,7 @@ class DecisionCore:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self._memory = _Memory(**state["memory"])
+        self._memory = Memory(**state["memory"])
         self._observed_at, self._before_last = -1, None
         self.initial_lrs = list(state["initial_lrs"])
         self._losses = None if state["losses"] is None else state["losses"].clone()
@@ -289,30 +167,12 @@ class DecisionCore:
 
     # ------------------------------------------------------------------ inside
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        """Bounds of the common factor: the rates' bounds hold for every group."""
-        return self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs)
-
-    def _rate(self, initial: float, factor: float) -> float:
-        """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""
-        return min(max(initial * factor, self.config.min_lr), self.config.max_lr)
-
-    def _interval_length(self) -> int:
-        return min(self.interval, self.budget - self.update + self._memory.interval_updates)
-
-    def _close_interval(self) -> None:
-        """Fold the losses of the interval into the memory; :meth:`observe` has usually brought them to the host."""
-        memory = self._memory
-        if memory.interval_updates and self._losses is not None:
-            observed = self._observed_at == self.update
-            losses = (
-                self.statistics.losses if observed else self._losses[: memory.interval_updates].cpu().double().numpy()
-            )
-            memory.previous_loss = float(losses.mean())
-            if math.isnan(memory.first_loss):
-                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
-        memory.interval_updates = 0
+    def _losses_of_interval(self) -> np.ndarray | None:
+        """Losses since the last decision; :meth:`observe` has usually brought them to the host."""
+        observed = super()._losses_of_interval()
+        if observed is None and self._losses is not None:
+            return self._losses[: self._memory.interval_updates].cpu().double().numpy()
+        return observed
 
     def _collect(self) -> RunStatistics:
         memory = self._memory
@@ -361,19 +221,3 @@ class DecisionCore:
         )
         vars(memory).update(zip(own, taken, strict=True))
         return table, measured_host, losses_host
-
-
-def initial_rate(rate: Any, config: DecisionConfig) -> float:
-    """Return a group's initial rate as a float.
-
-    :raises InvalidSettingError: if it is not a positive number within the bounds
-    """
-    if isinstance(rate, Tensor):
-        rate = float(rate)
-    require_positive("the initial learning rate", rate)
-    if not config.min_lr <= rate <= config.max_lr:
-        raise InvalidSettingError(
-            f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
-            f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
-        )
-    return rate

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from gns.decision import DecisionConfig, DecisionCore, initial_rate
+from gns.decision import DecisionConfig, DecisionCore
 from gns.distributed import group_of_run, ranks_of, require_group
 from gns.errors import InvalidSettingError, LayerGraphError, OutOfOrderError, require_count
 from gns.features import get_schema
@@ -20,6 +20,7 @@ from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
 from gns.moments import group_of_each
 from gns.policy import GNSPolicy
+from gns.rate_control import initial_rate
 from gns.scheduler_history import DecisionRecord, draw_history
 from gns.scheduler_hooks import (
     attach,

@@ -1,0 +1,209 @@
+"""A run's rates from the actions of a policy: the arithmetic of decisions, without model, optimizer or device.
+
+:class:`gns.decision.DecisionCore` adds what reads one training run; runs side by side have one of these each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gns.decision_config import DecisionConfig
+from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
+from gns.features import RunStatistics
+from gns.profiles import get_profile
+
+
+@dataclass
+class Memory:
+    """Everything that must be remembered between updates; the whole of its ``state_dict``."""
+
+    update: int = 0
+    steps: int = 0
+    decided_at: int = -1
+    scale: float = 1.0  # factor on the initial rates, before the profile
+    anchor: float = 1.0  # what rollbacks have left of the rate that mode "anchored" returns to
+    first_loss: float = math.nan
+    start_loss: float = math.nan
+    previous_loss: float = math.nan
+    rolled_back: bool = False
+    interval_updates: int = 0
+
+
+class RateControl:
+    """Keeps the scale of one run's rates.
+
+    Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
+    rates as they are, bit for bit.
+
+    :param budget: number of updates T of the run
+    :param config: how actions become rates
+    :param initial_lrs: initial rate of each parameter group
+    :param steps: updates that the optimizer's state holds already
+    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
+    """
+
+    def __init__(self, budget: int, config: DecisionConfig, initial_lrs: list[Any], steps: int = 0) -> None:
+        self.config = config
+        self.interval = config.interval(budget)
+        self.budget = int(budget)
+        self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
+        self._profile = (
+            get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
+        )
+        self._memory = Memory(steps=steps)
+        self._observed_at = -1
+        self.statistics: RunStatistics  # of the last observation
+
+    # ------------------------------------------------------------------ where the run stands
+
+    @property
+    def update(self) -> int:
+        """Updates done, those that a rollback undid among them."""
+        return self._memory.update
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self._memory.update >= self.budget
+
+    @property
+    def decision_due(self) -> bool:
+        """Whether the coming update waits for a decision."""
+        memory = self._memory
+        return memory.update % self.interval == 0 and memory.decided_at != memory.update and not self.finished
+
+    @property
+    def factor(self) -> float:
+        """Factor on the initial rates for the coming update, within bounds."""
+        lowest, highest = self._bounds
+        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the first parameter group for the coming update."""
+        return self._rate(self.initial_lrs[0], self.factor)
+
+    @property
+    def steps(self) -> int:
+        """Updates the model holds: those done less those undone."""
+        return self._memory.steps
+
+    # ------------------------------------------------------------------ decisions
+
+    def saw(self, statistics: RunStatistics) -> None:
+        """Note what was observed of the run as it is now."""
+        self.statistics, self._observed_at = statistics, self.update
+
+    def decide(self, action: float) -> float:
+        """Take a decision and begin a new interval.
+
+        :param action: number in [-1, 1]; what lies outside is clipped
+        :return: the multiplier it put on the scale of the rates
+        :raises InvalidSettingError: if the action is not a finite number
+        :raises OutOfOrderError: if no decision is due
+        """
+        if not self.decision_due:
+            raise OutOfOrderError(
+                f"No decision is due at update {self.update} of {self.budget}; ask decision_due before decide()."
+            )
+        if not math.isfinite(action):
+            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
+        action = min(max(float(action), -1.0), 1.0)
+        memory, config = self._memory, self.config
+        before = memory.scale
+        if config.mode == "anchored":
+            memory.scale = memory.anchor * math.exp(config.strength * action)
+        else:
+            multiplier = 1.0 + action if config.mode == "gns-paper" else config.base**action
+            memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
+        self._close_interval()
+        memory.decided_at = memory.update
+        memory.rolled_back = False
+        return memory.scale / before
+
+    def count_update(self) -> None:
+        """Note that an update was made."""
+        memory = self._memory
+        memory.interval_updates += 1
+        memory.update += 1
+        memory.steps += 1
+
+    # ------------------------------------------------------------------ divergence
+
+    def diverged(self, loss_multiple: float) -> bool:
+        """Say whether the last interval went wrong, from the last :meth:`observe`.
+
+        :param loss_multiple: how many times its start the mean loss may reach
+        :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
+        :raises OutOfOrderError: before any :meth:`observe`
+        """
+        if self._observed_at < 0:
+            raise OutOfOrderError("diverged() came before any observe(); observe first.")
+        run = self.statistics
+        if not bool(run.finite):
+            return True
+        if not run.losses.size:
+            return False
+        start = run.losses[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
+        # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
+        return bool(run.losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
+
+    def roll_back(self, cut: float, steps: int) -> None:
+        """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
+
+        :param cut: factor in (0, 1) on the scale of the rates
+        :param steps: number of updates the restored optimizer state holds
+        """
+        memory = self._memory
+        memory.scale = min(max(memory.scale * cut, self._bounds[0]), self._bounds[1])
+        memory.anchor *= cut
+        memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Bounds of the common factor: the rates' bounds hold for every group."""
+        return self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs)
+
+    def _rate(self, initial: float, factor: float) -> float:
+        """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""
+        return min(max(initial * factor, self.config.min_lr), self.config.max_lr)
+
+    def _interval_length(self) -> int:
+        return min(self.interval, self.budget - self.update + self._memory.interval_updates)
+
+    def _close_interval(self) -> None:
+        """Fold the losses of the interval into the memory."""
+        memory = self._memory
+        losses = self._losses_of_interval() if memory.interval_updates else None
+        if losses is not None:
+            memory.previous_loss = float(losses.mean())
+            if math.isnan(memory.first_loss):
+                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
+        memory.interval_updates = 0
+
+    def _losses_of_interval(self) -> np.ndarray | None:
+        """Losses of the updates since the last decision, (k,), on the host; None if none is known."""
+        return self.statistics.losses if self._observed_at == self.update else None
+
+
+def initial_rate(rate: Any, config: DecisionConfig) -> float:
+    """Return a group's initial rate as a float.
+
+    :raises InvalidSettingError: if it is not a positive number within the bounds
+    """
+    if isinstance(rate, Tensor):
+        rate = float(rate)
+    require_positive("the initial learning rate", rate)
+    if not config.min_lr <= rate <= config.max_lr:
+        raise InvalidSettingError(
+            f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
+            f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
+        )
+    return rate
