@@ -35,6 +35,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/autolrs.md",
         "docs/command_line.md",
         "docs/scheduler.md",
+        "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
     ],
