@@ -27,7 +27,7 @@ from trainer_runs import (
 )
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
-from gns import GNSScheduler, InvalidSettingError, OutOfOrderError
+from gns import GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError
 from gns.integrations.transformers import GNSCallback, GNSTrainer, training_updates
 
 CHECKED = {"trainer": Trainer, "callbacks": [GNSCallback()]}
@@ -301,6 +301,28 @@ def test_n_and_m_updates_equal_their_sum(tmp_path, seen):
         assert seen.clear() == (rates[n:], losses[n:]), n
         assert same_state(rest.model, whole.model), n
         assert rest.lr_scheduler.history == whole.lr_scheduler.history
+
+
+def test_a_run_that_goes_on_keeps_its_number_of_updates(tmp_path):
+    dropping(tmp_path / "whole").train()
+    longer = dropping(tmp_path / "rest", num_train_epochs=4)
+    longer.lr_scheduler.budget = 20
+    with pytest.raises(InvalidSettingError, match=r"total_steps=10 .* 20; .*keeps the number it was begun with"):
+        longer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-10"))
+
+
+def test_a_run_that_was_taken_back_goes_on(tmp_path, seen):
+    def guarded(folder, seed):
+        return make_trainer(folder, "mean", seed=seed, guard=GuardConfig(loss_multiple=1.0001), settings=SAVES)
+
+    whole = guarded(tmp_path / "whole", 3)
+    whole.train()
+    done = whole.lr_scheduler.last_epoch
+    assert done < UPDATES and logged(whole, "gns/rollbacks")[-1] > 0
+    rates, _ = seen.clear()
+    rest = guarded(tmp_path / "rest", 4)
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{UPDATES - 1}"))
+    assert seen.clear()[0] == rates[-1:] and rest.lr_scheduler.last_epoch == done
 
 
 PROCESS = """

@@ -69,7 +69,9 @@ class GNSCallback(TrainerCallback):
                 "before there is a Trainer; a run that is resumed keeps the number it was begun with."
             )
         done, begun = schedule.last_epoch, state.global_step
-        if done > begun or (done < begun and not args.fp16):  # of those begun, float16 leaves some out
+        left_out = math.inf if args.fp16 else scheduler.rollbacks  # updates that were begun, but not made
+        loaded = scheduler.graph is not None  # by its first forward pass a run has one
+        if not begun - left_out <= done <= begun or (begun and not loaded):
             raise InvalidSettingError(
                 f"The scheduler has counted {done} updates, and the Trainer goes on after {begun}; expected as many. "
                 "Make model, optimizer and scheduler anew for every run; resume from a checkpoint that holds the "
