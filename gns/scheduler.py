@@ -26,6 +26,7 @@ from gns.scheduler_hooks import (
     attach,
     graph_of_forward,
     is_lightning,
+    is_share,
     left_out,
     loss_in,
     unscale,
@@ -57,8 +58,9 @@ class GNSScheduler(LRScheduler):
 
     The loss comes from ``step(loss)``; where a framework calls ``step()``, it is the mean of what :meth:`report_loss`
     was given since the last step, else what the optimizer's closure returned, else the mean ``.loss`` of the model's
-    outputs since. It is not copied to the host but with everything else at a decision, the only wait for the device
-    that is added (a fused optimizer under a ``GradScaler`` apart: whether it makes an update is read each time).
+    outputs since (their sum, where the model was told ``num_items_in_batch``). It is not copied to the host but with
+    everything else at a decision, the only wait for the device that is added (a fused optimizer under a ``GradScaler``
+    apart: whether it makes an update is read each time).
 
     The layer graph is taken from the output of the model's first forward pass with gradients.
 
@@ -125,6 +127,7 @@ class GNSScheduler(LRScheduler):
         self._core_state: dict[str, Any] | None = None  # what it goes on from
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._losses = Losses()
+        self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
         self._warned: set[str] = set()
         self._graph_problem: LayerGraphError | None = None
         super().__init__(optimizer, last_epoch)
@@ -155,7 +158,7 @@ class GNSScheduler(LRScheduler):
                 )
             self._losses.clear()
             return
-        given = self._losses.mean() if given is None else given
+        given = self._losses.of_update() if given is None else given
         if given is None:
             raise OutOfOrderError(
                 "No loss is known for the last update: step() was given none, report_loss() was not called, and "
@@ -174,16 +177,23 @@ class GNSScheduler(LRScheduler):
             if core.diverged(self.guard.loss_multiple):
                 self._roll_back(core, {})
 
-    def report_loss(self, loss: Tensor | float) -> None:
+    def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
 
-        Several between two updates, as under gradient accumulation, are averaged. From one that is not detached the
-        layer graph is taken, if no output of the model gave it; its backward pass may be done.
+        From one that is not detached the layer graph is taken, if no output of the model gave it; its backward pass may
+        be done.
 
-        :raises InvalidSettingError: if it is neither a tensor of one element nor a float
+        :param share: of several between two updates, as under gradient accumulation, whether their sum is the loss of
+            the update, as where each was divided by the number of parts or of items; otherwise their mean is
+        :raises InvalidSettingError: if it is neither a tensor of one element nor a float; at :meth:`step`, if only some
+            since the last were shares
         """
         self._take_graph(loss)
-        self._add_loss("reported", loss)
+        self._add_loss("reported", loss, share)
+
+    def forget_losses(self) -> None:
+        """Forget losses told since the last step: where a framework drops an update and then does not call it."""
+        self._losses.clear()
 
     def plot(self, axis: Any = None) -> Any:
         """Draw :attr:`history`, see :func:`gns.scheduler_history.draw_history`; returns matplotlib axes."""
@@ -250,7 +260,8 @@ class GNSScheduler(LRScheduler):
                 self._graph_problem = problem
         loss = loss_in(output)
         if loss is not None:
-            self._add_loss("output", loss.detach().mean())
+            loss, share = loss.detach().mean(), is_share(kwargs)
+            self._add_loss("output", loss * self.shared_by if share and self.shared_by > 1 else loss, share)
 
     def _take_graph(self, loss: Any) -> None:
         """Take the graph from a loss, where it is unknown and the loss came from parameters of the optimizer."""
@@ -453,9 +464,9 @@ class GNSScheduler(LRScheduler):
     def _at_start(self) -> bool:
         return self.last_epoch == 0 and self._core is None and self._core_state is None
 
-    def _add_loss(self, source: str, loss: Tensor | float) -> None:
+    def _add_loss(self, source: str, loss: Tensor | float, share: bool = False) -> None:
         if self.last_epoch >= 0:  # else a warm-up's
-            self._losses.add(source, loss)
+            self._losses.add(source, loss, share)
 
     def _note_rates(self) -> None:
         rates = (group["lr"] for group in self.optimizer.param_groups)

@@ -128,6 +128,14 @@ def loss_in(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) and loss.requires_grad else None
 
 
+def is_share(kwargs: dict[str, Any]) -> bool:
+    """Say whether a model that was called with these returns shares of an update's loss, not a mean of its own.
+
+    So do models of transformers that are told the number of items in all parts of an update: they divide by it.
+    """
+    return kwargs.get("num_items_in_batch") is not None
+
+
 def graph_of_forward(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> LayerGraph | None:

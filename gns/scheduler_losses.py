@@ -14,29 +14,41 @@ SOURCES = ("reported", "closure", "output")  # the first that told a loss is bel
 
 
 class Losses:
-    """Losses told since the last update, by source; they stay on their device."""
+    """Losses told since the last update, by source; they stay on their device.
+
+    Under gradient accumulation a source tells either losses of the parts of an update, whose mean is the update's, or
+    shares of it, whose sum is.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[tuple[str, bool], tuple[Tensor, int]] = {}
 
-    def add(self, source: str, loss: Any) -> None:
+    def add(self, source: str, loss: Any, share: bool = False) -> None:
         """Add one of :data:`SOURCES`'.
 
+        :param share: whether it is a share of the update's loss
         :raises InvalidSettingError: see :func:`scalar`
         """
         value = scalar(loss).float()
-        if source in self._sums:
-            total, count = self._sums[source]
-            self._sums[source] = total + value, count + 1
-        else:
-            self._sums[source] = value, 1
+        total, count = self._sums.get((source, share), (None, 0))
+        self._sums[source, share] = value if total is None else total + value, count + 1
 
-    def mean(self) -> Tensor | None:
-        """Return the mean of the first source that told any; None if none did."""
+    def of_update(self) -> Tensor | None:
+        """Return the loss of the update as the first source has it that told any; None if none did.
+
+        :raises InvalidSettingError: if that source told both shares and losses that are none
+        """
         for source in SOURCES:
-            if source in self._sums:
-                total, count = self._sums[source]
-                return total / count if count > 1 else total
+            whole, shares = self._sums.get((source, False)), self._sums.get((source, True))
+            if whole is not None and shares is not None:
+                raise InvalidSettingError(
+                    f"Of the losses told for the last update (source {source!r}), {shares[1]} are shares of it and "
+                    f"{whole[1]} are not; expected all of a kind. Call report_loss with share=True for all or none."
+                )
+            if shares is not None:
+                return shares[0]
+            if whole is not None:
+                return whole[0] / whole[1] if whole[1] > 1 else whole[0]
         return None
 
     def clear(self) -> None:

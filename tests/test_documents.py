@@ -37,6 +37,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/scheduler.md",
         "docs/distributed.md",
         "docs/integrations_lightning_accelerate.md",
+        "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
     ],

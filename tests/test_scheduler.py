@@ -246,6 +246,8 @@ def train_with_loss(kind: str, give: str, parts: int = 1):
             losses.append(loss.detach())
             if give == "report":
                 scheduler.report_loss(loss)
+            elif give == "share":
+                scheduler.report_loss(loss / parts, share=True)
         with torch.no_grad():
             model(*batch(number + 500))  # an evaluation is no training
         optimizer.step()
@@ -260,6 +262,24 @@ def train_with_loss(kind: str, give: str, parts: int = 1):
 )
 def test_the_loss_is_the_same_however_it_is_told(kind, give, parts):
     assert train_with_loss(kind, give, parts) == train_with_loss("dict", "step", parts)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_shares_that_are_reported_add_up_to_the_loss(parts):
+    assert train_with_loss("dict", "share", parts) == train_with_loss("dict", "step", parts)
+
+
+def test_shares_of_a_loss_and_losses_that_are_none_do_not_mix():
+    model = network()
+    optimizer = two_groups(model)
+    scheduler = make_scheduler(optimizer, model)
+    update(model, optimizer, scheduler)
+    F.cross_entropy(model(batch(1)[0]), batch(1)[1]).backward()
+    scheduler.report_loss(1.0, share=True)
+    scheduler.report_loss(2.0)
+    optimizer.step()
+    with pytest.raises(InvalidSettingError, match="1 are shares of it and 1 are not"):
+        scheduler.step()
 
 
 def test_a_loss_that_is_given_comes_before_one_reported_and_that_before_the_outputs():

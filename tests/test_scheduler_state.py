@@ -242,7 +242,7 @@ def test_a_copy_of_the_model_alone_has_no_scheduler(copied):
     size = len(pickle.dumps(run.model))
     assert size < len(pickle.dumps(network())) + 1000
     average(batch(0)[0]).sum().backward()
-    assert run.scheduler.last_epoch == 3 and run.scheduler._losses.mean() is None
+    assert run.scheduler.last_epoch == 3 and run.scheduler._losses.of_update() is None
     scheduler = make_scheduler(torch.optim.SGD(average.parameters(), lr=0.1), average)
     assert len(average._forward_hooks) == len(average._forward_hooks_with_kwargs) == 1
     assert scheduler.graph is None

@@ -1,1 +1,1 @@
-"""What makes the scheduler feel at home in training frameworks. Nothing here is imported before it is used."""
+"""Adapters to training frameworks. ``import gns`` imports none of them, nor their frameworks."""

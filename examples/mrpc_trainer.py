@@ -1,0 +1,35 @@
+"""Fine-tune an encoder on MRPC: python examples/mrpc_trainer.py --output_dir outputs/mrpc (any TrainingArguments)."""
+
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser, TrainingArguments
+
+from gns import GNSScheduler
+from gns.integrations.transformers import GNSTrainer, training_updates
+
+parser = HfArgumentParser(TrainingArguments, description=__doc__)
+parser.add_argument("--model", default="FacebookAI/roberta-base")
+parser.add_argument("--data", default="nyu-mll/glue")
+parser.add_argument("--policy", help="folder or Hub id; by default the one that comes with gns")
+args, more = parser.parse_args_into_dataclasses()
+
+tokenizer = AutoTokenizer.from_pretrained(more.model)
+data = load_dataset(more.data, "mrpc")
+data = data.map(lambda rows: tokenizer(rows["sentence1"], rows["sentence2"], truncation=True), batched=True)
+model = AutoModelForSequenceClassification.from_pretrained(more.model, num_labels=2)
+
+optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+updates = training_updates(args, len(data["train"]))
+# The bundled policy has never seen pretrained weights: a low bound keeps it from destroying them.
+scheduler = GNSScheduler(optimizer, model, total_steps=updates, policy=more.policy, max_lr=1e-4)
+trainer = GNSTrainer(
+    model=model,
+    args=args,
+    train_dataset=data["train"],
+    eval_dataset=data["validation"],
+    processing_class=tokenizer,
+    optimizers=(optimizer, scheduler),
+    compute_metrics=lambda result: {"accuracy": (result.predictions.argmax(-1) == result.label_ids).mean()},
+)
+trainer.train()
+print(trainer.evaluate())
