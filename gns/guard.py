@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gns.distributed import local
 from gns.errors import InvalidSettingError, OutOfOrderError, SnapshotError, require_positive
 
 
@@ -60,7 +61,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path | None = None) -> None:
         self._optimizer = optimizer
-        self._tensors: list[Tensor] = [_local(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        self._held: list[Tensor] = [*model.parameters(), *model.buffers()]
         self._copies: _Memory | _File = _Memory() if folder is None else _File(folder)
         self._states: dict[Tensor, dict[str, Any]] = {}  # of each parameter; a tensor stands there as its number
         self._put_back: list[Callable[[], None]] = []
@@ -74,14 +75,14 @@ class Snapshot:
         :param put_back: calls that restore what lies outside model and optimizer (random numbers, data position, AMP)
         :raises SnapshotError: if it cannot be written; the one before stays
         """
-        tensors = list(self._tensors)
+        tensors: list[Tensor] = [local(tensor) for tensor in self._held]
         states: dict[Tensor, dict[str, Any]] = {}
         for parameter, state in self._optimizer.state.items():
             states[parameter] = {}
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     states[parameter][key] = _Number(len(tensors))
-                    tensors.append(_local(value))
+                    tensors.append(local(value))
                 else:
                     states[parameter][key] = copy.deepcopy(value)
         self._copies.keep(tensors)
@@ -95,7 +96,7 @@ class Snapshot:
         :raises SnapshotError: if its file cannot be read
         """
         copies = self._copies.kept()
-        torch._foreach_copy_(self._tensors, copies[: len(self._tensors)])
+        torch._foreach_copy_([local(tensor) for tensor in self._held], copies[: len(self._held)])
         for parameter in list(self._optimizer.state):
             if parameter not in self._states:
                 del self._optimizer.state[parameter]
@@ -107,7 +108,7 @@ class Snapshot:
                 if not isinstance(value, _Number):
                     state[key] = copy.deepcopy(value)
                 elif isinstance(state.get(key), Tensor):
-                    _local(state[key]).copy_(copies[value])
+                    local(state[key]).copy_(copies[value])
                 else:
                     state[key] = copies[value].clone()
         for call in self._put_back:
@@ -182,12 +183,6 @@ class _File:
                 f"The snapshot {self._path} cannot be read ({problem}); expected it as it was written. Leave the files "
                 "in that folder alone, or keep snapshots in memory with folder=None."
             ) from problem
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: of a sharded one its shard, which shares memory with it."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

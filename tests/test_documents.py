@@ -36,7 +36,6 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/command_line.md",
         "docs/scheduler.md",
         "docs/distributed.md",
-        "docs/integrations_lightning_accelerate.md",
         "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
@@ -44,7 +43,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
 )
 def test_links_and_pictures_exist(name, root):
     text = (root / name).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text):
         assert ((root / name).parent / target).exists(), target
 
 

@@ -5,6 +5,7 @@ import runpy
 import sys
 
 import matplotlib
+import pytest
 import torch
 from scheduler_loop import lively_policy
 
@@ -31,18 +32,27 @@ def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch,
     assert re.fullmatch(r"accuracy [01]\.\d{3}", lines[-1])
 
 
-def test_the_code_for_lightning_and_accelerate_runs(root, tmp_path, monkeypatch, capsys):
+def code_of(root, section: str) -> str:
+    text = (root / "docs" / "integrations.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", text.partition(f"## {section}\n")[2].partition("\n## ")[0], re.MULTILINE | re.DOTALL
+    )
+    return block
+
+
+@pytest.mark.parametrize("section", ["PyTorch Lightning", "Accelerate", "PEFT"])
+def test_the_code_for_a_framework_runs(section, root, tmp_path, monkeypatch, capsys):
     from accelerate.state import AcceleratorState, GradientState
 
     monkeypatch.chdir(tmp_path)
-    text = (root / "docs" / "integrations_lightning_accelerate.md").read_text(encoding="utf-8")
-    lightning, accelerate = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    for block in (lightning, accelerate):
-        capsys.readouterr()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            exec(compile(block, "docs/integrations_lightning_accelerate.md", "exec"), {"__name__": "document"})
-        assert 1e-5 < float(capsys.readouterr().out.splitlines()[-1]) <= 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exec(compile(code_of(root, section), "docs/integrations.md", "exec"), names := {"__name__": "document"})
+    printed = float(capsys.readouterr().out.splitlines()[-1])
+    if section == "PEFT":
+        assert printed == 9 and len(names["scheduler"].history) == 20
+    else:
+        assert 1e-5 < printed <= 1.0
     assert list(tmp_path.iterdir()) == []
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
