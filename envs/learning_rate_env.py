@@ -23,7 +23,7 @@ from gns.validation import ValidationStatistics, validation_statistics
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
 _MAX_BLOCKS = 10_000
-_LARGEST_LOSS = 1e6  # a loss beyond it, or NaN, counts as this much
+_LARGEST_LOSS = 1e6
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be
         """
         super().reset(seed=seed)
-        self.episode = episode = self._draw(options or {})
+        self.episode = episode = self.draw_episode(options or {})
         self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
         self.rollbacks, self.evaluations = 0, 0
         self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
@@ -266,7 +266,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.run.compute_gradient()
         return self.core.observe(self._validation), lost
 
-    def _draw(self, options: dict[str, Any]) -> Episode:
+    def draw_episode(self, options: dict[str, Any]) -> Episode:
+        """Draw what the next episode trains, see :meth:`reset`; begins nothing."""
         known = {"task", "optimizer", "budget", "learning_rate", "seed"}
         for key in options:
             if key not in known:
@@ -301,7 +302,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     def _evaluate(self) -> tuple[float, float]:
         figures = self.run.evaluate_reward_split()
         self.evaluations += 1
-        loss = min(figures.loss, _LARGEST_LOSS) if not math.isnan(figures.loss) else _LARGEST_LOSS
+        loss = bounded_loss(figures.loss)
         if self._schema.needs_validation:
             assert figures.predictions is not None
             self._validation = validation_statistics(loss, figures.predictions, self._predictions)
@@ -313,14 +314,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not (drawn or always or self._schema.needs_validation):
             return 0.0
         before, self._evaluated = self._evaluated, self._evaluate()
-        if self.config.reward == "log-loss":
-            return log_loss(before[0]) - log_loss(self._evaluated[0])
-        if not (math.isfinite(before[1]) and math.isfinite(self._evaluated[1])):
-            return 0.0
-        gain = 10.0 * (self._evaluated[1] ** 2 - before[1] ** 2)
-        if not self.episode.task.higher_is_better:
-            return -gain
-        return 10.0 * gain if self._evaluated[1] > self.config.paper_threshold else gain
+        return reward_of(self.config, self.episode.task, before, self._evaluated)
 
     def _instance(self, observation: Observation) -> spaces.GraphInstance:
         self.observation = observation
@@ -348,6 +342,23 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
                 "diverged": failed,
             }
         return info
+
+
+def bounded_loss(loss: float) -> float:
+    """Return a loss as rewards take it: one beyond 1e6, or NaN, counts as that much."""
+    return min(loss, _LARGEST_LOSS) if not math.isnan(loss) else _LARGEST_LOSS
+
+
+def reward_of(config: EnvConfig, task: Task, before: tuple[float, float], now: tuple[float, float]) -> float:
+    """Return the reward for what happened between two evaluations of (bounded loss, metric), see the environment."""
+    if config.reward == "log-loss":
+        return log_loss(before[0]) - log_loss(now[0])
+    if not (math.isfinite(before[1]) and math.isfinite(now[1])):
+        return 0.0
+    gain = 10.0 * (now[1] ** 2 - before[1] ** 2)
+    if not task.higher_is_better:
+        return -gain
+    return 10.0 * gain if now[1] > config.paper_threshold else gain
 
 
 def node_matrix(observation: Observation) -> np.ndarray:

@@ -79,6 +79,7 @@ class DecisionCore(RateControl):
         self._losses: Tensor | None = None
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
+        self.statistics: RunStatistics  # of the last observe()
 
     # ------------------------------------------------------------------ the four calls of an update
 
@@ -103,7 +104,8 @@ class DecisionCore(RateControl):
         if needed:
             figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
-        self.saw(statistics)
+        self.statistics = statistics
+        self.saw(statistics.losses, bool(statistics.finite))
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
@@ -136,7 +138,7 @@ class DecisionCore(RateControl):
             per_rate = torch._foreach_div(changes, self.factor)
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None
-        self.count_update()
+        self.count_updates()
 
     def roll_back(self, cut: float, steps: int) -> None:
         """Note that the last interval was undone, see :meth:`gns.rate_control.RateControl.roll_back`."""

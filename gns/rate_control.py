@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from torch import Tensor
 
 from gns.decision_config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
-from gns.features import RunStatistics
 from gns.profiles import get_profile
 
 
@@ -57,7 +58,8 @@ class RateControl:
         )
         self._memory = Memory(steps=steps)
         self._observed_at = -1
-        self.statistics: RunStatistics  # of the last observation
+        self._seen: np.ndarray  # losses of the interval at the last observation
+        self._finite = True
 
     # ------------------------------------------------------------------ where the run stands
 
@@ -93,11 +95,26 @@ class RateControl:
         """Updates the model holds: those done less those undone."""
         return self._memory.steps
 
+    @property
+    def memory(self) -> Memory:
+        """What is remembered; not to be changed."""
+        return self._memory
+
+    def rates(self, count: int) -> np.ndarray:
+        """Return the rates of the first parameter group for the coming updates if no decision is taken, (count,)."""
+        profile = _table(self._profile, self.budget)[self.update : self.update + count]
+        factors = np.minimum(np.maximum(self._memory.scale * profile, self._bounds[0]), self._bounds[1])
+        return np.minimum(np.maximum(self.initial_lrs[0] * factors, self.config.min_lr), self.config.max_lr)
+
     # ------------------------------------------------------------------ decisions
 
-    def saw(self, statistics: RunStatistics) -> None:
-        """Note what was observed of the run as it is now."""
-        self.statistics, self._observed_at = statistics, self.update
+    def saw(self, losses: np.ndarray, finite: bool) -> None:
+        """Note what was observed of the run as it is now.
+
+        :param losses: of the updates since the last decision or rollback, (k,)
+        :param finite: whether losses, gradients, parameters and optimizer state all were
+        """
+        self._seen, self._finite, self._observed_at = losses, finite, self.update
 
     def decide(self, action: float) -> float:
         """Take a decision and begin a new interval.
@@ -126,12 +143,12 @@ class RateControl:
         memory.rolled_back = False
         return memory.scale / before
 
-    def count_update(self) -> None:
-        """Note that an update was made."""
+    def count_updates(self, count: int = 1) -> None:
+        """Note that updates were made."""
         memory = self._memory
-        memory.interval_updates += 1
-        memory.update += 1
-        memory.steps += 1
+        memory.interval_updates += count
+        memory.update += count
+        memory.steps += count
 
     # ------------------------------------------------------------------ divergence
 
@@ -144,14 +161,13 @@ class RateControl:
         """
         if self._observed_at < 0:
             raise OutOfOrderError("diverged() came before any observe(); observe first.")
-        run = self.statistics
-        if not bool(run.finite):
+        if not self._finite:
             return True
-        if not run.losses.size:
+        if not self._seen.size:
             return False
-        start = run.losses[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
+        start = self._seen[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
         # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
-        return bool(run.losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
+        return bool(self._seen.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
 
     def roll_back(self, cut: float, steps: int) -> None:
         """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
@@ -190,7 +206,13 @@ class RateControl:
 
     def _losses_of_interval(self) -> np.ndarray | None:
         """Losses of the updates since the last decision, (k,), on the host; None if none is known."""
-        return self.statistics.losses if self._observed_at == self.update else None
+        return self._seen if self._observed_at == self.update else None
+
+
+@lru_cache(maxsize=256)
+def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
+    """Values of a profile at every update of a budget and at its end, (budget + 1,)."""
+    return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
 
 
 def initial_rate(rate: Any, config: DecisionConfig) -> float:
