@@ -96,6 +96,11 @@ class RateControl:
         return self._memory.steps
 
     @property
+    def finite(self) -> bool:
+        """Whether all was finite at the last observation."""
+        return self._finite
+
+    @property
     def memory(self) -> Memory:
         """What is remembered; not to be changed."""
         return self._memory

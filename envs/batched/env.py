@@ -1,0 +1,280 @@
+"""Training runs side by side as an SB3 ``VecEnv``: what as many single environments would give, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from envs.batched.model import NotBatchableError
+from envs.batched.observing import observe
+from envs.batched.runs import BatchedRuns
+from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv, bounded_loss, reward_of
+from envs.padding import PadGraph
+from envs.tasks import Task
+from envs.training_run import TrainingRun
+from gns.features import get_schema
+from gns.layer_graph import layer_graph
+from gns.rate_control import RateControl
+
+
+class BatchedEnv(VecEnv):
+    """``num_envs`` environments of one task and one optimizer whose runs are trained together.
+
+    Each place draws its episodes as a :class:`envs.learning_rate_env.LearningRateEnv` of that task and optimizer does
+    from the same seed, and its observations (padded, see :class:`envs.padding.PadGraph`), rewards, guard and end are
+    those of that environment, to float tolerance. Runs of different budgets keep step with each other by decisions.
+
+    :param task: what is trained
+    :param config: what episodes are drawn from
+    :param optimizer: a name in :data:`envs.training_run.OPTIMIZERS`
+    :param num_envs: number of runs
+    :param limits: room for nodes and edges of observations; None: what the task needs
+    :raises NotBatchableError: if runs of this task or config cannot be trained together
+    """
+
+    def __init__(
+        self, task: Task, config: EnvConfig, optimizer: str, num_envs: int, limits: tuple[int, int] | None = None
+    ) -> None:
+        if get_schema(config.decision.features).needs_validation:
+            raise NotBatchableError(
+                f"Features {config.decision.features!r} need a pass over held-out data; runs are trained one at a time."
+            )
+        self.task, self.config, self.optimizer = task, config, optimizer
+        self._draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
+        run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
+        self.graph = layer_graph(run.model, run.compute_gradient())
+        nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
+        padded = PadGraph(self._draws[0], nodes, edges)
+        super().__init__(num_envs, padded.observation_space, padded.action_space)
+        self.runs = BatchedRuns(task, optimizer, num_envs, config.device)
+        self._template = self._constant_part(nodes, edges)
+        self.episodes: list[Episode] = []
+        self.controls: list[RateControl] = []
+        self.rollbacks = np.zeros(num_envs, dtype=int)
+        self._evaluations = np.zeros(num_envs, dtype=int)
+        self._evaluated: list[tuple[float, float]] = [(0.0, 0.0)] * num_envs
+        self._returns_metric = config.reward != "log-loss"
+        self._good: list[
+            tuple[dict[str, Any], int, int]
+        ] = []  # last good state of each run: states, place in it, steps
+        self._losses = torch.zeros(num_envs, 0)
+        self._actions = np.zeros((num_envs, 1), dtype=np.float32)
+
+    # ------------------------------------------------------------------ VecEnv
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Begin an episode in every place."""
+        everyone = list(range(self.num_envs))
+        for draws, seed in zip(self._draws, self._seeds, strict=True):
+            gym.Env.reset(draws, seed=seed)
+        options = [self._options[i] or {} for i in everyone]
+        self.episodes = [draws.draw_episode(given) for draws, given in zip(self._draws, options, strict=True)]
+        self.controls = [self._control(episode) for episode in self.episodes]
+        self._good = [({}, 0, 0)] * self.num_envs
+        self._begin(everyone)
+        nodes, globals_ = self._observe()
+        self.reset_infos = [self._info(i) for i in everyone]
+        self._reset_seeds()
+        self._reset_options()
+        return self._padded(nodes, globals_)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take note of the actions."""
+        self._actions = np.asarray(actions).reshape(self.num_envs, -1)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Apply the decisions, train every run to its next, and begin new episodes where one ended."""
+        for control, action in zip(self.controls, self._actions, strict=True):
+            control.decide(float(action[0]))
+        coming = self._train()
+        nodes, globals_ = self._observe()
+        lost = self._guard(coming)
+        if lost is not None:
+            nodes, globals_ = self._observe()
+        failed = lost if lost is not None else self._not_finite()
+        finished = np.array([control.finished for control in self.controls])
+        dones = failed | finished
+        rewards = self._rewards(dones) - failed * self.config.divergence_penalty
+        infos = [self._info(i, bool(dones[i]), bool(failed[i])) for i in range(self.num_envs)]
+        if dones.any():
+            ended = np.flatnonzero(dones).tolist()
+            last = self._padded(nodes, globals_)
+            for i in ended:
+                infos[i]["terminal_observation"] = {key: value[i].copy() for key, value in last.items()}
+                self.episodes[i] = self._draws[i].draw_episode({})
+                self.controls[i] = self._control(self.episodes[i])
+            self._begin(ended)
+            nodes, globals_ = self._observe()
+            for i in ended:
+                self.reset_infos[i] = self._info(i)
+        return self._padded(nodes, globals_), rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Nothing is to be closed."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of the places chosen: one of this environment, which all share."""
+        if attr_name == "render_mode":
+            return [None for _ in self._get_indices(indices)]
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of this environment, for all places."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Call a method of this environment, once a place chosen."""
+        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Say that no place has a wrapper but for the padding."""
+        return [issubclass(PadGraph, wrapper_class) for _ in self._get_indices(indices)]
+
+    # ------------------------------------------------------------------ training
+
+    def _control(self, episode: Episode) -> RateControl:
+        return RateControl(episode.budget, self.config.decision, [episode.learning_rate])
+
+    def _begin(self, rows: list[int]) -> None:
+        """Begin the runs of new episodes, evaluate them, and compute their first gradients."""
+        self.runs.begin(rows, [self.episodes[i].seed for i in rows])
+        self.rollbacks[rows] = self._evaluations[rows] = 0
+        if self.config.guard.enabled:
+            state = self.runs.state(rows)
+            for place, i in enumerate(rows):
+                self._good[i] = (state, place, 0)
+        for i, evaluated in zip(rows, self._evaluate(rows, self._returns_metric), strict=True):
+            self._evaluated[i] = evaluated
+        self.runs.compute_gradients(self._mask(rows))
+
+    def _train(self) -> dict[int, tuple[dict[str, Any], int]]:
+        """Make the updates of one interval of every run.
+
+        :return: of each run with a decision to come, its state before the gradient that is now pending
+        """
+        lengths = np.array([min(c.interval, c.budget - c.update) for c in self.controls])
+        longest = int(lengths.max())
+        rates = torch.zeros(self.num_envs, longest, dtype=torch.float64)
+        for i, control in enumerate(self.controls):
+            rates[i, : lengths[i]] = torch.from_numpy(control.rates(int(lengths[i])))
+        self._losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
+        coming: dict[int, tuple[dict[str, Any], int]] = {}
+        remaining = np.array([control.budget - control.update for control in self.controls])
+        for k in range(longest):
+            self.runs.apply_updates(rates[:, k], torch.from_numpy(lengths > k))
+            self._losses[:, k] = self.runs.losses
+            pausing = np.flatnonzero((lengths == k + 1) & (remaining > k + 1)).tolist()
+            if pausing and self.config.guard.enabled:
+                state = self.runs.state(pausing)
+                coming |= {i: (state, place) for place, i in enumerate(pausing)}
+            more = (lengths > k) & (remaining > k + 1)
+            if more.any():
+                self.runs.compute_gradients(torch.from_numpy(more))
+        for control, length in zip(self.controls, lengths.tolist(), strict=True):
+            control.count_updates(length)
+        return coming
+
+    def _observe(self) -> tuple[np.ndarray, np.ndarray]:
+        return observe(self.runs, self.graph, self.controls, self._losses, self.config.decision.features)
+
+    # ------------------------------------------------------------------ guard
+
+    def _guard(self, coming: dict[int, tuple[dict[str, Any], int]]) -> np.ndarray | None:
+        """Take diverged runs back to their last good state; the state of the others becomes the last good one.
+
+        :return: which runs are lost, bool (N,), if any was taken back; None if none was
+        """
+        guard = self.config.guard
+        if not guard.enabled:
+            return None
+        diverged = [i for i, control in enumerate(self.controls) if control.diverged(guard.loss_multiple)]
+        for i, (state, place) in coming.items():
+            if i not in diverged:
+                self._good[i] = (state, place, self.controls[i].steps)
+        if not diverged:
+            return None
+        for i in diverged:
+            state, place, steps = self._good[i]
+            self.rollbacks[i] += 1
+            self.runs.load_state([i], state, [place])
+            self.controls[i].roll_back(guard.cut, steps)
+        lost = np.zeros(self.num_envs, dtype=bool)
+        lost[diverged] = self.rollbacks[diverged] > guard.max_rollbacks
+        again = [i for i in diverged if not lost[i] and not self.controls[i].finished]
+        if again:
+            self.runs.compute_gradients(self._mask(again))
+        return lost
+
+    def _not_finite(self) -> np.ndarray:
+        """Which runs are lost where no guard takes any back, bool (N,)."""
+        if self.config.guard.enabled:
+            return np.zeros(self.num_envs, dtype=bool)
+        return np.array([not control.finite for control in self.controls])
+
+    # ------------------------------------------------------------------ rewards and infos
+
+    def _evaluate(self, rows: Sequence[int], with_metrics: bool) -> list[tuple[float, float]]:
+        self._evaluations[list(rows)] += 1
+        figures = self.runs.evaluate_reward_split(rows, with_metrics)
+        return [(bounded_loss(one.loss), one.metric) for one in figures]
+
+    def _rewards(self, dones: np.ndarray) -> np.ndarray:
+        drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self._draws])
+        rewards = np.zeros(self.num_envs)
+        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._returns_metric)):
+            rows = np.flatnonzero(chosen).tolist()
+            for i, now in zip(rows, self._evaluate(rows, with_metrics) if rows else [], strict=True):
+                rewards[i] = reward_of(self.config, self.task, self._evaluated[i], now)
+                self._evaluated[i] = now
+        return rewards
+
+    def _info(self, i: int, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
+        episode, control = self.episodes[i], self.controls[i]
+        info: dict[str, Any] = {
+            "task": self.task.name,
+            "optimizer": episode.optimizer,
+            "budget": episode.budget,
+            "initial_lr": episode.learning_rate,
+            "learning_rate": control.learning_rate,
+            "update": control.update,
+            "rollbacks": int(self.rollbacks[i]),
+            "TimeLimit.truncated": False,
+        }
+        if terminated:
+            loss, metric = self._evaluated[i]
+            info |= {"reward_loss": loss, "reward_metric": metric, "evaluations": int(self._evaluations[i])}
+            info["diverged"] = failed
+        return info
+
+    # ------------------------------------------------------------------ observations
+
+    def _constant_part(self, nodes: int, edges: int) -> dict[str, np.ndarray]:
+        graph, schema = self.graph, get_schema(self.config.decision.features)
+        n, layers, links = self.num_envs, self.graph.num_nodes, self.graph.num_edges
+        template = {
+            "nodes": np.zeros((n, nodes, 2 + len(schema.node)), dtype=np.float32),
+            "edges": np.zeros((n, 2, edges), dtype=np.float32),
+            "sizes": np.tile(np.array([layers, links], dtype=np.float32), (n, 1)),
+        }
+        template["nodes"][:, :layers, 0], template["nodes"][:, :layers, 1] = graph.type_ids, graph.block_ids
+        template["edges"][:, :, :links] = graph.edges
+        return template
+
+    def _padded(self, nodes: np.ndarray, globals_: np.ndarray) -> dict[str, np.ndarray]:
+        observation = {key: value.copy() for key, value in self._template.items()}
+        observation["nodes"][:, : self.graph.num_nodes, 2:] = nodes
+        if globals_.shape[-1]:
+            observation["globals"] = globals_.copy()
+        return observation
+
+    def _mask(self, rows: Sequence[int]) -> torch.Tensor:
+        mask = torch.zeros(self.num_envs, dtype=torch.bool)
+        mask[list(rows)] = True
+        return mask

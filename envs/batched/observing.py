@@ -1,0 +1,137 @@
+"""What a policy sees of runs side by side: the features of one run, computed for all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from envs.batched.optimizers import Settings
+from envs.batched.runs import BatchedRuns
+from gns.features import (
+    OPTIMIZER_KINDS,
+    SUM_G2,
+    SUM_V,
+    RunStatistics,
+    compute_features,
+    tensor_sums,
+)
+from gns.layer_graph import LayerGraph
+from gns.rate_control import RateControl
+
+
+@torch.no_grad()
+def sums_of(runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return per-tensor sums of all runs, float64 (N, P, NUM_SUMS), and their losses (N, k), with one copy to the host.
+
+    The pending gradients are read, and the update that each run's optimizer would make with them at a rate of 1.
+
+    :param losses: (N, k) on the runs' device
+    """
+    names = [name for layer in graph.parameters for name in layer]
+    weights, gradients = runs.weights, runs.gradients
+    momentum, second = runs.optimizer.momentum, runs.optimizer.second
+    update = _coming_update(runs)
+
+    def in_order(matrix: torch.Tensor) -> list[torch.Tensor]:
+        views = runs.views(matrix)
+        return [views[name] for name in names]
+
+    sums = tensor_sums(
+        in_order(weights),
+        in_order(gradients),
+        in_order(momentum) if momentum is not None else None,
+        in_order(second) if second is not None else None,
+        in_order(update),
+        batch_dims=1,
+    )
+    host = torch.cat([sums.flatten(1), losses], dim=1).cpu().numpy().astype(np.float64)
+    table, losses_host = np.split(host, [sums[0].numel()], axis=1)
+    table = table.reshape(sums.shape)
+    if second is not None:  # of no gradient yet: the squared gradient stands in, as it does alone
+        fresh = runs.optimizer.steps.numpy() == 0
+        table[fresh, :, SUM_V] = table[fresh, :, SUM_G2]
+    return table, losses_host
+
+
+def _coming_update(runs: BatchedRuns) -> torch.Tensor:
+    """The update of every run at a rate of 1, (N, P); see :mod:`gns.moments`."""
+    optimizer, gradients = runs.optimizer, runs.gradients
+    settings, momentum, second = optimizer.settings, optimizer.momentum, optimizer.second
+    if momentum is None:
+        return gradients
+    if second is None:
+        return torch.add(gradients, momentum, alpha=settings.momentum)
+    (beta1, beta2), steps = settings.betas, (optimizer.steps + 1.0).unsqueeze(1)
+    update = torch.lerp(momentum, gradients, 1.0 - beta1)
+    scale = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2).sqrt_()
+    scale.mul_((1.0 - beta2**steps).rsqrt().to(scale)).add_(settings.eps)
+    update.div_(scale).div_((1.0 - beta1**steps).to(update))
+    return update.add_(runs.weights, alpha=settings.weight_decay) if settings.weight_decay else update
+
+
+def _scales(settings: Settings, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors that make momentum a mean of gradients, and second moments free of their bias, (N,) each."""
+    ones = np.ones_like(steps)
+    if settings.kind == "sgd":
+        first = settings.momentum ** (np.maximum(steps, 1.0) - 1.0)
+        return (1.0 / (first + (1.0 - first) / (1.0 - settings.momentum)) if settings.momentum else ones), ones
+    started = steps > 0
+    safe = np.where(started, steps, 1.0)
+    beta1, beta2 = settings.betas
+    return np.where(started, 1.0 / (1.0 - beta1**safe), 1.0), np.where(started, 1.0 / (1.0 - beta2**safe), 1.0)
+
+
+def observe(
+    runs: BatchedRuns, graph: LayerGraph, controls: Sequence[RateControl], losses: torch.Tensor, schema: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Observe all runs, and tell their controls what was seen.
+
+    :param controls: of each of the N runs
+    :param losses: of the updates of each run since its last decision, oldest first, (N, at least as many)
+    :return: node features (N, L, F) and global features (N, G) of the schema
+    """
+    sums, losses_host = sums_of(runs, graph, losses)
+    count, tensors = sums.shape[:2]
+    memories = [control.memory for control in controls]
+    known = np.array([memory.interval_updates for memory in memories])
+    momentum_scale, second_scale = _scales(runs.optimizer.settings, runs.optimizer.steps.numpy())
+    rates = np.array([control.learning_rate for control in controls])
+    everyone = RunStatistics(
+        sums=sums,
+        learning_rates=np.broadcast_to(rates[:, None], (count, tensors)),
+        momentum_scale=np.broadcast_to(momentum_scale[:, None], (count, tensors)),
+        second_scale=np.broadcast_to(second_scale[:, None], (count, tensors)),
+        losses=losses_host[:, :0],
+        first_loss=np.array([memory.first_loss for memory in memories]),
+        previous_loss=np.array([memory.previous_loss for memory in memories]),
+        learning_rate=rates,
+        progress=np.array([min(control.update / control.budget, 1.0) for control in controls]),
+        budget=np.array([control.budget for control in controls], dtype=np.float64),
+        rolled_back=np.array([memory.rolled_back for memory in memories], dtype=np.float64),
+        optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
+    )
+    finite = np.isfinite(sums).all(axis=(-1, -2))
+    nodes: np.ndarray | None = None
+    global_features: np.ndarray | None = None
+    for length in np.unique(known):  # runs with as many losses are computed together
+        chosen = np.flatnonzero(known == length)
+        own, features = losses_host[chosen, :length], _rows(everyone, chosen)
+        some_nodes, some_globals = compute_features(schema, graph, replace(features, losses=own))
+        if nodes is None or global_features is None:
+            nodes = np.empty((count, *some_nodes.shape[1:]), dtype=np.float32)
+            global_features = np.empty((count, *some_globals.shape[1:]), dtype=np.float32)
+        nodes[chosen], global_features[chosen] = some_nodes, some_globals
+        fine = finite[chosen] & np.isfinite(own).all(axis=-1)
+        for number, losses_of_run, good in zip(chosen.tolist(), own, fine, strict=True):
+            controls[number].saw(losses_of_run, bool(good))
+    assert nodes is not None and global_features is not None
+    return nodes, global_features
+
+
+def _rows(statistics: RunStatistics, chosen: np.ndarray) -> RunStatistics:
+    return RunStatistics(
+        **{name: np.asarray(value)[chosen] if np.ndim(value) else value for name, value in vars(statistics).items()}
+    )
