@@ -100,7 +100,7 @@ def test_every_action_mode_and_the_papers_features_and_rewards(mode):
     ],
 )
 def test_diverging_runs_are_taken_back_and_lost_as_they_are_alone(kind, guard):
-    """From rates so high that rounding decides little: weights overflow, or with batch norm the loss is far too high."""
+    """From rates so high that rounding decides little: weights overflow, or losses do with batch norm."""
     decision = DecisionConfig(num_decisions=6, base=1e8 if kind == "plain" else 1e3, max_lr=1e20)
     config = config_of("sgdm", guard=guard, decision=decision, learning_rates={"sgdm": (1e-3, 1e-2)})
     high = np.zeros((14, PLACES, 1), dtype=np.float32)

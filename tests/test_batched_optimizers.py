@@ -59,22 +59,6 @@ def test_every_run_is_trained_as_by_torch_alone(name, dtype, bound):
     assert largest_difference(batched, alone) < bound
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_the_first_rows_alone_may_be_updated(name):
-    start = numbers(0, RUNS, SIZE)
-    batched, alone = BatchedOptimizer(name, start.clone()), Alone(name, start)
-    first = torch.arange(RUNS) < 3
-    for t in range(5):
-        gradients, rates = numbers(t + 1, RUNS, SIZE), torch.full((RUNS,), 0.1, dtype=torch.float64)
-        if t == 2:
-            batched.step(gradients, rates)
-            alone.step(gradients, rates, first | ~first)
-        else:
-            batched.step(gradients[:3], rates[:3])
-            alone.step(gradients, rates, first)
-    assert largest_difference(batched, alone) < 1e-12
-
-
 def test_there_is_one_for_every_optimizer_of_a_training_run():
     assert sorted(BATCHED_OPTIMIZERS) == sorted(OPTIMIZERS)
     for name, settings in BATCHED_OPTIMIZERS.items():

@@ -70,17 +70,16 @@ class BatchedOptimizer:
 
     @torch.no_grad()
     def step(self, gradients: Tensor, rates: Tensor, active: Tensor | None = None) -> None:
-        """Apply an update to the first n rows.
+        """Apply an update to some rows.
 
-        :param gradients: (n, P)
-        :param rates: learning rates, float64 (n,), on the host
-        :param active: which of these rows are updated, bool (n,), on the host; None: all. The others stay as they are
+        :param gradients: (N, P)
+        :param rates: learning rates, float64 (N,), on the host
+        :param active: which rows are updated, bool (N,), on the host; None: all. The others stay as they are
         """
-        n = len(gradients)
         held = [self.parameters, *self.state]
         if active is None or bool(active.all()):
-            self.steps[:n] += 1.0
-            self._apply([tensor[:n] for tensor in held], gradients, rates, self.steps[:n])
+            self.steps += 1.0
+            self._apply(held, gradients, rates, self.steps)
             return
         rows = active.nonzero().squeeze(1)
         there = rows.to(gradients.device)

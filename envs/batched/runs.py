@@ -49,7 +49,7 @@ class BatchedRuns:
     """``size`` training runs side by side, numbered by row; each equals a :class:`envs.training_run.TrainingRun`.
 
     Parameters of all runs are one matrix (N, P), ``weights``; so are their gradients. A run that is left out of a call
-    stays as it is. Calls cost by the last row that takes part: keep rows that do in front.
+    stays as it is.
 
     :param task: what is trained
     :param optimizer: a name in :data:`envs.batched.optimizers.BATCHED_OPTIMIZERS`
@@ -101,29 +101,28 @@ class BatchedRuns:
 
         :param active: which runs, bool (N,), on the host
         """
-        n = _reach(active)
-        chosen = active[:n]
-        left_out = (~chosen).nonzero().squeeze(1).to(self.device)
-        kept = {name: buffer[left_out].clone() for name, buffer in self._buffers.items()} if len(left_out) else {}
-        rows = torch.stack([self._rows_of(i) if chosen[i] else torch.arange(self.batch_size) for i in range(n)])
-        total, losses = None, None
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.parameters(n).items()}
-        for part in rows.split(self.batch_size // self.task.accumulation, dim=1):
-            inputs, targets, masks = self._batch(part, chosen)
-            loss = self.model.losses(leaves, self._prefix(n), masks, inputs, targets) / self.task.accumulation
+        rows = active.nonzero().squeeze(1).tolist()
+        everyone, there = len(rows) == self.size, torch.tensor(rows, device=self.device)
+        leaves = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in self.views(self.weights if everyone else self.weights[there]).items()
+        }
+        buffers = self._buffers if everyone else {name: buffer[there] for name, buffer in self._buffers.items()}
+        examples = torch.stack([self._streams[i].next_rows(len(self._train), self.batch_size) for i in rows])
+        total, losses = torch.zeros_like(self.gradients[: len(rows)]), torch.zeros_like(self.losses[: len(rows)])
+        for part in examples.split(self.batch_size // self.task.accumulation, dim=1):
+            inputs, targets, masks = self._batch(part, rows)
+            loss = self.model.losses(leaves, buffers, masks, inputs, targets) / self.task.accumulation
             found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
-            flat = torch.cat([gradient.reshape(n, -1) for gradient in found], dim=1)
-            total = flat if total is None else total.add_(flat)
-            losses = loss.detach() if losses is None else losses + loss.detach()
-        assert total is not None and losses is not None
+            total += torch.cat([gradient.flatten(1) for gradient in found], dim=1)
+            losses += loss.detach()
         if self.task.clip_norm is not None:
             norms = torch.linalg.vector_norm(total, dim=1, keepdim=True)
             total.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
-        if len(left_out):
-            for name, value in kept.items():
-                self._buffers[name][left_out] = value
-            total[left_out], losses[left_out] = self.gradients[left_out], self.losses[left_out]
-        self.gradients[:n], self.losses[:n] = total, losses
+        self.gradients[there], self.losses[there] = total, losses
+        if not everyone:
+            for name, buffer in buffers.items():
+                self._buffers[name][there] = buffer
 
     def apply_updates(self, rates: Tensor, active: Tensor) -> None:
         """Apply the pending gradients of some runs.
@@ -131,19 +130,15 @@ class BatchedRuns:
         :param rates: learning rates, float64 (N,), on the host
         :param active: which runs, bool (N,), on the host
         """
-        n = _reach(active)
-        self.optimizer.step(self.gradients[:n], rates[:n], active[:n])
+        self.optimizer.step(self.gradients, rates, active)
 
     def evaluate_reward_split(self, rows: Sequence[int], with_metrics: bool = True) -> list[Figures]:
         """Return loss, and if wanted metrics, of some runs on the whole reward split, as it is evaluated alone."""
         if not rows:
             return []
         there = torch.tensor(list(rows), device=self.device)
-        everyone = len(rows) == _reach(torch.tensor(list(rows)).bincount() > 0)
-        parameters, buffers = (
-            {name: value[: len(rows)] if everyone else value[there] for name, value in held.items()}
-            for held in (self.parameters(self.size), self._buffers)
-        )
+        parameters = self.views(self.weights[there])
+        buffers = {name: buffer[there] for name, buffer in self._buffers.items()}
         count, split = len(self._reward), self._reward
         losses, collected = torch.zeros(len(rows), dtype=torch.float64, device=self.device), []
         for part in torch.arange(count).split(self.task.evaluation_batch_size):
@@ -193,10 +188,6 @@ class BatchedRuns:
 
     # ------------------------------------------------------------------ inside
 
-    def parameters(self, n: int) -> dict[str, Tensor]:
-        """Return views (n, *shape) of the first n rows of ``weights``, by name."""
-        return self.views(self.weights[:n])
-
     def views(self, matrix: Tensor) -> dict[str, Tensor]:
         """Return views (n, *shape) of the parameters' places in a matrix (n, P), by name."""
         return {
@@ -207,36 +198,25 @@ class BatchedRuns:
     def _tensors(self) -> list[Tensor]:
         return [self.weights, *self.optimizer.state]
 
-    def _prefix(self, n: int) -> dict[str, Tensor]:
-        return {name: buffer[:n] for name, buffer in self._buffers.items()}
+    def _batch(self, examples: Tensor, runs: Sequence[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return prepared inputs, targets and dropout masks of n runs.
 
-    def _rows_of(self, run: int) -> Tensor:
-        return self._streams[run].next_rows(len(self._train), self.batch_size)
-
-    def _batch(self, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return prepared inputs, targets and dropout masks of n runs; those left out draw no random numbers.
-
-        :param rows: examples of each run, (n, B)
+        :param examples: rows of the training split for each run, (n, B)
         """
-        inputs, targets = self._train.batch(rows.flatten())
-        inputs, targets = (value.unflatten(0, rows.shape) for value in (inputs, targets))
+        inputs, targets = self._train.batch(examples.flatten())
+        inputs, targets = (value.unflatten(0, examples.shape) for value in (inputs, targets))
         shapes = self.model.mask_shapes
         if self.task.prepare is unchanged and not shapes:
             return inputs, targets, {}
-        prepared, masks = [], {name: torch.ones(len(rows), *shape) for name, shape in shapes.items()}
+        prepared, masks = [], {name: torch.ones(len(runs), *shape) for name, shape in shapes.items()}
         outside = torch.get_rng_state()
-        for i, stream in enumerate(self._streams[: len(rows)]):
+        for i, run in enumerate(runs):
+            stream = self._streams[run]
             torch.set_rng_state(stream.generator.get_state())
             prepared.append(self.task.prepare(inputs[i], True))
             for name, mask in masks.items():
                 keep = 1.0 - self.model.dropouts[name]
                 mask[i].bernoulli_(keep).div_(keep)
-            if chosen[i]:
-                stream.generator.set_state(torch.get_rng_state())
+            stream.generator.set_state(torch.get_rng_state())
         torch.set_rng_state(outside)
         return torch.stack(prepared), targets, {name: mask.to(self.device) for name, mask in masks.items()}
-
-
-def _reach(active: Tensor) -> int:
-    """Number of the last run that takes part, counted from 1."""
-    return int(active.nonzero().max()) + 1
