@@ -6,21 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
 
-from envs.learning_rate_env import EnvConfig, LearningRateEnv
-from envs.padding import PadGraph, unpad
+from envs.batched.composite import make_vector
+from envs.learning_rate_env import EnvConfig
+from envs.padding import unpad
 from envs.tasks import Task
-from envs.workers import WorkersVecEnv
 from gns.network import GNSNetwork, NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
 
@@ -29,7 +28,9 @@ from gns.policy import GNSPolicy, PolicyConfig
 class PPOConfig:
     """Settings of PPO; names as in Stable-Baselines3.
 
-    :param num_envs: environments side by side; a rollout mixes the tasks they drew
+    :param num_envs: environments side by side; a rollout mixes all tasks
+    :param together: whether runs of one task and optimizer are trained together, where that is faster; each pair then
+        has as many of the environments as any other. Otherwise every episode draws its task and optimizer
     :param episodes_per_rollout: episodes between two updates of the policy
     :param batch_size: decisions a gradient step
     :param final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly
@@ -39,7 +40,8 @@ class PPOConfig:
     :param network: shape of the graph network
     """
 
-    num_envs: int = 16
+    num_envs: int = 64
+    together: bool = True
     episodes_per_rollout: int = 64
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.1
@@ -160,15 +162,14 @@ class TaskReturnScaling(VecEnvWrapper):
         moments[2] += delta * (value - moments[1])
 
 
-def make_vec_env(tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int) -> VecEnv:
-    """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` processes (0: in this one)."""
-    limits = LearningRateEnv(tasks, config).graph_limits()
+def make_vec_env(
+    tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int, together: bool = True
+) -> VecEnv:
+    """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` processes (0: in this one).
 
-    def make() -> gym.Env:
-        return PadGraph(LearningRateEnv(tasks, config), limits[0], max(limits[1], 1))
-
-    factories = [make] * num_envs
-    venv: VecEnv = WorkersVecEnv(factories, workers) if workers > 0 else DummyVecEnv(factories)
+    :param together: whether runs of one task and optimizer may be trained together, where that is faster
+    """
+    venv = make_vector(tasks, config, num_envs, workers, together)
     venv.seed(seed)
     return TaskReturnScaling(venv)
 

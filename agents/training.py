@@ -194,7 +194,9 @@ def train(
     decision, largest = config.env.decision, max(config.env.budgets_of(task)[1] for task in tasks)
     interval = decision.decision_interval
     decisions = math.ceil(largest / interval) if interval else decision.num_decisions
-    venv = make_vec_env(list(tasks), config.env, config.agent.num_envs, config.workers, config.seed)
+    venv = make_vec_env(
+        list(tasks), config.env, config.agent.num_envs, config.workers, config.seed, config.agent.together
+    )
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
         watch = _Watch(reference, report)

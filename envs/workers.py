@@ -2,13 +2,14 @@
 
 SB3's ``SubprocVecEnv`` has a process for every environment. On a machine of few cores, a few processes that each step
 several environments collect faster and start sooner. What an environment does depends on its seed alone, so the number
-of processes changes no result.
+of processes changes no result (of runs that are trained side by side, as long as those of a group stay together).
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,13 +27,13 @@ class WorkerError(GNSError, RuntimeError):
     """A worker process raised or died."""
 
 
-def _work(connection: Connection, pickled_factories: bytes) -> None:
+def _work(connection: Connection, pickled_block: bytes) -> None:
     """Serve calls on a block of environments until told to close."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # diverged runs fill with denormals, which are slow tenfold
     try:
-        block = DummyVecEnv(cloudpickle.loads(pickled_factories))
-        connection.send((True, (block.observation_space, block.action_space, block.envs[0].render_mode)))
+        block = cloudpickle.loads(pickled_block)()
+        connection.send((True, (block.observation_space, block.action_space, block.get_attr("render_mode")[0])))
     except BaseException as error:
         connection.send((False, _named(error)))
         return
@@ -55,12 +56,12 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _reset(block: DummyVecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
+def _reset(block: VecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
     block._seeds, block._options = seeds, options
     return block.reset(), block.reset_infos
 
 
-def _step(block: DummyVecEnv, actions: np.ndarray) -> Any:
+def _step(block: VecEnv, actions: np.ndarray) -> Any:
     return *block.step(actions), block.reset_infos
 
 
@@ -74,41 +75,53 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-class WorkersVecEnv(VecEnv):
-    """Steps ``len(factories)`` environments in ``workers`` processes of one thread each.
+def in_workers(factories: Sequence[Callable[[], gym.Env]], workers: int) -> WorkersVecEnv:
+    """Return environments in worker processes, as many in each as in any other, or one more.
 
     :param factories: functions that make one environment each; their observations must be of one shape
     :param workers: number of processes, at most one an environment
+    :raises WorkerError: see :class:`WorkersVecEnv`
+    """
+    places = [part.tolist() for part in np.array_split(np.arange(len(factories)), min(workers, len(factories)))]
+    return WorkersVecEnv([partial(DummyVecEnv, [factories[i] for i in block]) for block in places], places)
+
+
+class WorkersVecEnv(VecEnv):
+    """Steps blocks of environments, each in a process of one thread.
+
+    :param blocks: functions that make a vector of environments each; their observations must be of one shape
+    :param places: numbers that the environments of each block have in this vector, every number once
     :raises WorkerError: if a worker cannot make its environments, or later raises or dies
     """
 
-    def __init__(self, factories: Sequence[Callable[[], gym.Env]], workers: int) -> None:
+    def __init__(self, blocks: Sequence[Callable[[], VecEnv]], places: Sequence[Sequence[int]]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["envs"])
-        blocks = np.array_split(np.arange(len(factories)), min(workers, len(factories)))
-        self._blocks = [block.tolist() for block in blocks]
+        self._blocks = [list(block) for block in places]
+        order = [i for block in self._blocks for i in block]
+        self._positions = np.argsort(order)  # of every number in the answers of all blocks, one after the other
         self._connections: list[Connection] = []
         self._processes = []
-        for block in self._blocks:
+        for make in blocks:
             here, there = context.Pipe()
-            payload = cloudpickle.dumps([factories[i] for i in block])
+            payload = cloudpickle.dumps(make)
             process = context.Process(target=_work, args=(there, payload), daemon=True)
             process.start()
             there.close()
             self._connections.append(here)
             self._processes.append(process)
         observation_space, action_space, self._render = self._receive()[0]
-        super().__init__(len(factories), observation_space, action_space)
+        super().__init__(len(order), observation_space, action_space)
 
     def reset(self) -> Any:
         """Reset every environment."""
         for connection, block in zip(self._connections, self._blocks, strict=True):
             connection.send(("reset", ([self._seeds[i] for i in block], [self._options[i] for i in block])))
         answers = self._receive()
-        self.reset_infos = [info for _, infos in answers for info in infos]
+        self.reset_infos = self._in_order([info for _, infos in answers for info in infos])
         self._reset_seeds()
         self._reset_options()
-        return _join([observation for observation, _ in answers])
+        return join([observation for observation, _ in answers], self._positions)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send every worker its actions."""
@@ -118,8 +131,13 @@ class WorkersVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for all workers."""
         observations, rewards, dones, infos, reset_infos = zip(*self._receive(), strict=True)
-        self.reset_infos = [info for part in reset_infos for info in part]
-        return _join(observations), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
+        self.reset_infos = self._in_order([info for part in reset_infos for info in part])
+        return (
+            join(observations, self._positions),
+            np.concatenate(rewards)[self._positions],
+            np.concatenate(dones)[self._positions],
+            self._in_order([info for part in infos for info in part]),
+        )
 
     def close(self) -> None:
         """End the worker processes."""
@@ -160,10 +178,13 @@ class WorkersVecEnv(VecEnv):
         for number, block in enumerate(self._blocks):
             local = [i for i in chosen if i in block]
             if local:
-                self._connections[number].send((name, (*before, [i - block[0] for i in local], *after)))
+                self._connections[number].send((name, (*before, [block.index(i) for i in local], *after)))
                 answer = self._receive([number])[0]
                 results |= dict(zip(local, answer or [None] * len(local), strict=True))
         return [results[i] for i in chosen]
+
+    def _in_order(self, values: list[Any]) -> list[Any]:
+        return [values[i] for i in self._positions]
 
     def _receive(self, numbers: Sequence[int] | None = None) -> list[Any]:
         """Wait for the workers' answers, all of them before any error is raised."""
@@ -183,7 +204,8 @@ class WorkersVecEnv(VecEnv):
         return answers
 
 
-def _join(observations: Sequence[Any]) -> Any:
+def join(observations: Sequence[Any], positions: np.ndarray) -> Any:
+    """Return the observations of several vectors of environments as one, in an order of places in them all."""
     if isinstance(observations[0], dict):
-        return {key: np.concatenate([o[key] for o in observations]) for key in observations[0]}
-    return np.concatenate(list(observations))
+        return {key: np.concatenate([o[key] for o in observations])[positions] for key in observations[0]}
+    return np.concatenate(list(observations))[positions]

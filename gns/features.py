@@ -39,6 +39,7 @@ class FeatureSchema:
     :param globals: names of the entries of the global vector (G,)
     :param bound: every feature lies in [-bound, bound]
     :param needs_validation: whether a pass over held-out data at every decision is needed to compute them
+    :param losses_in_nodes: whether node features depend on the losses since the last decision
     """
 
     name: str
@@ -46,6 +47,7 @@ class FeatureSchema:
     globals: tuple[str, ...]
     bound: float
     needs_validation: bool = False
+    losses_in_nodes: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,7 @@ SCHEMAS: dict[str, FeatureSchema] = {
         node=("mean_w", "mean_b", "mean_abs_grad_w", "mean_abs_grad_b", "mean_loss", "learning_rate"),
         globals=(),
         bound=1e6,
+        losses_in_nodes=True,
     ),
     "srls": FeatureSchema(
         name="srls",
@@ -337,8 +340,19 @@ def get_schema(name: str) -> FeatureSchema:
 
 def compute_features(schema: str, graph: LayerGraph, run: RunStatistics) -> tuple[np.ndarray, np.ndarray]:
     """Return node features (*N, L, F) and global features (*N, G) of a schema: float32, finite, within its bound."""
+    return compute_node_features(schema, graph, run), compute_global_features(schema, graph, run)
+
+
+def compute_node_features(schema: str, graph: LayerGraph, run: RunStatistics) -> np.ndarray:
+    """Return the node features (*N, L, F) of a schema."""
     with np.errstate(all="ignore"):  # statistics of a diverged run may be infinite; _finish makes features finite
-        return _NODE_FEATURES[get_schema(schema).name](graph, run), _GLOBAL_FEATURES[schema](graph, run)
+        return _NODE_FEATURES[get_schema(schema).name](graph, run)
+
+
+def compute_global_features(schema: str, graph: LayerGraph, run: RunStatistics) -> np.ndarray:
+    """Return the global features (*N, G) of a schema."""
+    with np.errstate(all="ignore"):
+        return _GLOBAL_FEATURES[get_schema(schema).name](graph, run)
 
 
 def _by_layer(graph: LayerGraph) -> np.ndarray:

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.ppo import TaskReturnScaling
 from envs import EnvConfig, LearningRateEnv, PadGraph
-from envs.workers import WorkerError, WorkersVecEnv
+from envs.workers import WorkerError, in_workers
 from gns import DecisionConfig, GNSError
 
 COUNT = 3
@@ -37,7 +37,7 @@ def venvs():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the workers
     made = {
-        name: WorkersVecEnv(factories(), workers) if workers else DummyVecEnv(factories())
+        name: in_workers(factories(), workers) if workers else DummyVecEnv(factories())
         for name, workers in KINDS.items()
     }
     yield made
@@ -205,7 +205,7 @@ def gone(processes: set) -> bool:
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_worker_that_fails_is_reported_with_the_cause(how, message, broken):
     before = set(multiprocessing.active_children())
-    venv = WorkersVecEnv([fragile(step=how if i == broken else None) for i in range(2)], workers=2)
+    venv = in_workers([fragile(step=how if i == broken else None) for i in range(2)], workers=2)
     mine = set(multiprocessing.active_children()) - before
     assert len(mine) == 2
     venv.reset()
@@ -221,12 +221,12 @@ def test_a_worker_that_fails_is_reported_with_the_cause(how, message, broken):
 def test_a_worker_that_cannot_begin_is_reported_and_leaves_no_process(how, message):
     before = set(multiprocessing.active_children())
     with pytest.raises(WorkerError, match=message):
-        WorkersVecEnv([fragile(), fragile(make=how)], workers=2)
+        in_workers([fragile(), fragile(make=how)], workers=2)
     assert gone(set(multiprocessing.active_children()) - before)
 
 
 def test_a_call_that_fails_names_the_cause():
-    venv = WorkersVecEnv([fragile()], workers=1)
+    venv = in_workers([fragile()], workers=1)
     with pytest.raises(WorkerError, match=r"AttributeError.*no_such_thing"):
         venv.get_attr("no_such_thing")
     venv.close()
@@ -235,7 +235,7 @@ def test_a_call_that_fails_names_the_cause():
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_close_leaves_no_process_and_may_be_repeated(workers):
     before = set(multiprocessing.active_children())
-    venv = WorkersVecEnv([fragile()] * 3, workers=workers)
+    venv = in_workers([fragile()] * 3, workers=workers)
     mine = set(multiprocessing.active_children()) - before
     assert len(mine) == min(workers, 3)  # at most one an environment
     venv.reset()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from envs.tasks.base import Task, all_parameters
+from envs.tasks.base import Task, all_parameters, cross_entropy
 from gns.errors import GNSError
 
 
@@ -69,6 +69,8 @@ class BatchedModel:
         rewritten = _rewritten(model).to(device)
         self._training, self._evaluation = rewritten, copy.deepcopy(rewritten).eval()
         self._losses: Callable[..., Tensor] = vmap(self._training_loss)
+        self._logits: Callable[..., Tensor] = vmap(self._training_outputs)
+        self._split_losses: Callable[..., Tensor] = vmap(task.loss, in_dims=(0, None))
         self._outputs: Callable[..., Tensor] = vmap(self._evaluation_outputs, in_dims=(0, 0, None))
 
     def losses(
@@ -88,16 +90,27 @@ class BatchedModel:
         :param targets: (n, B, ...)
         """
         try:
-            return self._losses(parameters, buffers, masks, inputs, targets)
+            if self.task.loss is not cross_entropy:
+                return self._losses(parameters, buffers, masks, inputs, targets)
+            logits = self._logits(parameters, buffers, masks, inputs)
+            every = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            return every.view(targets.shape).mean(1)
         except RuntimeError as problem:
             raise NotBatchableError(
                 f"The model of task {self.task.name} cannot be evaluated for many runs at once ({problem}); its runs "
                 "are trained one at a time."
             ) from problem
 
+    def split_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each run's mean loss of its outputs (n, B, ...) for targets (B, ...), (n,)."""
+        return self._split_losses(outputs, targets)
+
     def _training_loss(self, parameters: Any, buffers: Any, masks: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.task.loss(self._training_outputs(parameters, buffers, masks, inputs), targets)
+
+    def _training_outputs(self, parameters: Any, buffers: Any, masks: Any, inputs: Tensor) -> Any:
         held = {**parameters, **buffers, **{f"{name}.mask": mask for name, mask in masks.items()}}
-        return self.task.loss(functional_call(self._training, held, (inputs,)), targets)
+        return functional_call(self._training, held, (inputs,))
 
     def _evaluation_outputs(self, parameters: Any, buffers: Any, inputs: Tensor) -> Any:
         return functional_call(self._evaluation, {**parameters, **buffers}, (inputs,))

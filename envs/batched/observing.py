@@ -15,7 +15,9 @@ from gns.features import (
     SUM_G2,
     SUM_V,
     RunStatistics,
-    compute_features,
+    compute_global_features,
+    compute_node_features,
+    get_schema,
     tensor_sums,
 )
 from gns.layer_graph import LayerGraph
@@ -114,20 +116,22 @@ def observe(
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
     )
     finite = np.isfinite(sums).all(axis=(-1, -2))
-    nodes: np.ndarray | None = None
-    global_features: np.ndarray | None = None
+    layers, wanted = graph.num_nodes, get_schema(schema)
+    nodes = np.empty((count, layers, len(wanted.node)), dtype=np.float32)
+    global_features = np.empty((count, len(wanted.globals)), dtype=np.float32)
+    if not wanted.losses_in_nodes:
+        nodes[:] = compute_node_features(schema, graph, everyone)
+        everyone = replace(everyone, sums=sums[:, :0])
     for length in np.unique(known):  # runs with as many losses are computed together
         chosen = np.flatnonzero(known == length)
-        own, features = losses_host[chosen, :length], _rows(everyone, chosen)
-        some_nodes, some_globals = compute_features(schema, graph, replace(features, losses=own))
-        if nodes is None or global_features is None:
-            nodes = np.empty((count, *some_nodes.shape[1:]), dtype=np.float32)
-            global_features = np.empty((count, *some_globals.shape[1:]), dtype=np.float32)
-        nodes[chosen], global_features[chosen] = some_nodes, some_globals
+        own = losses_host[chosen, :length]
+        some = replace(_rows(everyone, chosen), losses=own)
+        if wanted.losses_in_nodes:
+            nodes[chosen] = compute_node_features(schema, graph, some)
+        global_features[chosen] = compute_global_features(schema, graph, some)
         fine = finite[chosen] & np.isfinite(own).all(axis=-1)
         for number, losses_of_run, good in zip(chosen.tolist(), own, fine, strict=True):
             controls[number].saw(losses_of_run, bool(good))
-    assert nodes is not None and global_features is not None
     return nodes, global_features
 
 

@@ -109,18 +109,23 @@ class BatchedRuns:
         }
         buffers = self._buffers if everyone else {name: buffer[there] for name, buffer in self._buffers.items()}
         examples = torch.stack([self._streams[i].next_rows(len(self._train), self.batch_size) for i in rows])
-        total, losses = torch.zeros_like(self.gradients[: len(rows)]), torch.zeros_like(self.losses[: len(rows)])
+        parts = []
         for part in examples.split(self.batch_size // self.task.accumulation, dim=1):
             inputs, targets, masks = self._batch(part, rows)
             loss = self.model.losses(leaves, buffers, masks, inputs, targets) / self.task.accumulation
             found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
-            total += torch.cat([gradient.flatten(1) for gradient in found], dim=1)
-            losses += loss.detach()
+            parts.append((torch.cat([gradient.flatten(1) for gradient in found], dim=1), loss.detach()))
+        total, losses = parts[0]
+        for more, its_losses in parts[1:]:
+            total.add_(more)
+            losses = losses + its_losses
         if self.task.clip_norm is not None:
             norms = torch.linalg.vector_norm(total, dim=1, keepdim=True)
             total.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
-        self.gradients[there], self.losses[there] = total, losses
-        if not everyone:
+        if everyone:
+            self.gradients, self.losses = total, losses
+        else:
+            self.gradients[there], self.losses[there] = total, losses
             for name, buffer in buffers.items():
                 self._buffers[name][there] = buffer
 
@@ -144,8 +149,7 @@ class BatchedRuns:
         for part in torch.arange(count).split(self.task.evaluation_batch_size):
             inputs, targets = split.batch(part)
             outputs = self.model.outputs(parameters, buffers, self.task.prepare(inputs, False))
-            loss = torch.stack([self.task.loss(output, targets) for output in outputs])
-            losses += loss.double() * (len(part) / count)
+            losses += self.model.split_losses(outputs, targets).double() * (len(part) / count)
             if with_metrics:
                 collected.append(torch.stack([self.task.collect(output) for output in outputs]))
         found = losses.tolist()

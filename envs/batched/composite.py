@@ -1,0 +1,215 @@
+"""Groups of environments as one SB3 ``VecEnv``: of several tasks, optimizers and budgets, together or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from torch.utils.flop_counter import FlopCounterMode
+
+from envs.batched.env import BatchedEnv
+from envs.batched.model import NotBatchableError
+from envs.batched.runs import BatchedRuns
+from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.padding import PadGraph
+from envs.tasks import Task
+from envs.workers import WorkersVecEnv, join
+from gns.features import get_schema
+
+LARGEST_GROUP = 32
+_FIXED = 1e6  # operations that take as long as what an update costs besides
+PAYS_UP_TO = 4e7  # floating-point operations of a forward pass on a batch: above, a CPU is as fast one by one
+
+
+class CompositeVecEnv(VecEnv):
+    """Vectors of environments, one after the other, as one.
+
+    :param groups: vectors whose observations are of one shape
+    """
+
+    def __init__(self, groups: Sequence[VecEnv]) -> None:
+        self.groups = list(groups)
+        self._ends = np.cumsum([group.num_envs for group in groups])
+        super().__init__(int(self._ends[-1]), groups[0].observation_space, groups[0].action_space)
+        self._everywhere = np.arange(self.num_envs)
+
+    def reset(self) -> Any:
+        """Reset every group."""
+        observations = []
+        for group, places in self._parts():
+            group._seeds, group._options = [self._seeds[i] for i in places], [self._options[i] for i in places]
+            observations.append(group.reset())
+        self.reset_infos = [info for group in self.groups for info in group.reset_infos]
+        self._reset_seeds()
+        self._reset_options()
+        return join(observations, self._everywhere)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Give every group its actions."""
+        for group, places in self._parts():
+            group.step_async(actions[places])
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step one group after the other."""
+        observations, rewards, dones, infos = zip(*(group.step_wait() for group in self.groups), strict=True)
+        self.reset_infos = [info for group in self.groups for info in group.reset_infos]
+        everything = join(observations, self._everywhere)
+        return everything, np.concatenate(rewards), np.concatenate(dones), [info for part in infos for info in part]
+
+    def close(self) -> None:
+        """Close every group."""
+        for group in self.groups:
+            group.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of the environments chosen."""
+        return [group.get_attr(attr_name, [i])[0] for group, i in self._chosen(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the environments chosen."""
+        for group, i in self._chosen(indices):
+            group.set_attr(attr_name, value, [i])
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Call a method of the environments chosen."""
+        return [group.env_method(method_name, *args, indices=[i], **kwargs)[0] for group, i in self._chosen(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Say of each environment chosen whether a wrapper is around it."""
+        return [group.env_is_wrapped(wrapper_class, [i])[0] for group, i in self._chosen(indices)]
+
+    def _parts(self) -> list[tuple[VecEnv, list[int]]]:
+        starts = [0, *self._ends[:-1].tolist()]
+        return [
+            (group, list(range(start, int(end))))
+            for group, start, end in zip(self.groups, starts, self._ends, strict=True)
+        ]
+
+    def _chosen(self, indices: VecEnvIndices) -> list[tuple[VecEnv, int]]:
+        found = []
+        for i in self._get_indices(indices):
+            place = range(self.num_envs)[i]
+            number = int(np.searchsorted(self._ends, place, side="right"))
+            found.append((self.groups[number], place - (int(self._ends[number - 1]) if number else 0)))
+        return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Environments that stay in one process.
+
+    :param places: their numbers
+    :param tasks: what they draw from
+    :param optimizer: of all of them; None: each episode draws its own
+    :param together: whether their runs are trained together
+    """
+
+    places: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    optimizer: str | None
+    together: bool
+
+    def make(self, config: EnvConfig, limits: tuple[int, int]) -> VecEnv:
+        """Make the environments.
+
+        :param limits: room for nodes and edges of observations
+        """
+        if self.together:
+            assert self.optimizer is not None
+            return BatchedEnv(self.tasks[0], config, self.optimizer, len(self.places), limits)
+        own = config if self.optimizer is None else replace(config, optimizers=(self.optimizer,))
+        return DummyVecEnv([lambda: PadGraph(LearningRateEnv(list(self.tasks), own), *limits) for _ in self.places])
+
+
+def plan(tasks: Sequence[Task], config: EnvConfig, num_envs: int, together: bool = True) -> list[Group]:
+    """Divide environments into groups; does not depend on the number of processes.
+
+    Every pair of task and optimizer gets as many places as any other, or one more. Where runs of a pair can be trained
+    together and that is faster, they are, in groups of at most :data:`LARGEST_GROUP`. Where there are fewer places than
+    pairs, or nothing is to be trained together, every place draws from all tasks.
+
+    :param together: whether runs may be trained together
+    """
+    pairs = [(task, optimizer) for task in tasks for optimizer in config.optimizers_of(task)]
+    useful = {id(task): together and pays(task, config) for task in tasks}
+    if num_envs < len(pairs) or not any(useful.values()):
+        return [Group((i,), tuple(tasks), None, False) for i in range(num_envs)]
+    groups = []
+    for (task, optimizer), places in zip(pairs, np.array_split(np.arange(num_envs), len(pairs)), strict=True):
+        if useful[id(task)]:
+            count = max(-(-len(places) // LARGEST_GROUP), 2 if len(pairs) == 1 and len(places) > 1 else 1)
+        else:
+            count = len(places)
+        for part in np.array_split(places, count):
+            groups.append(Group(tuple(part.tolist()), (task,), optimizer, useful[id(task)]))
+    return groups
+
+
+def pays(task: Task, config: EnvConfig) -> bool:
+    """Say whether runs of a task can be trained together and are faster for it."""
+    if get_schema(config.decision.features).needs_validation or not _batchable(task):
+        return False
+    return torch.device(config.device).type != "cpu" or forward_operations(task) <= PAYS_UP_TO
+
+
+def _batchable(task: Task) -> bool:
+    """Say whether runs can be trained together, by doing it once."""
+    try:
+        runs = BatchedRuns(task, "sgd", 2)
+        runs.begin(range(2), [0, 1])
+        runs.compute_gradients(torch.ones(2, dtype=torch.bool))
+        runs.evaluate_reward_split([0, 1], with_metrics=False)
+    except NotBatchableError:
+        return False
+    return True
+
+
+def forward_operations(task: Task) -> int:
+    """Return the floating-point operations of a model's forward pass on one batch: of products and convolutions."""
+    train = task.training_data().train
+    rows = torch.arange(min(task.batch_size, len(train)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task.new_model()(task.prepare(train.batch(rows)[0], False))
+    return int(counter.get_total_flops())
+
+
+def make_vector(tasks: Sequence[Task], config: EnvConfig, num_envs: int, workers: int, together: bool = True) -> VecEnv:
+    """Return ``num_envs`` padded environments over all tasks.
+
+    :param workers: processes of one thread each that step them, at most one a group; 0: this one
+    :param together: whether runs of one task and optimizer may be trained together, see :func:`plan`
+    """
+    nodes, edges = LearningRateEnv(tasks, config).graph_limits()
+    limits = nodes, max(edges, 1)
+    groups = plan(tasks, config, num_envs, together)
+    if workers == 0:
+        return CompositeVecEnv([group.make(config, limits) for group in groups])
+    shares = _shared_out(groups, workers)
+    return WorkersVecEnv(
+        [partial(_make_all, share, config, limits) for share in shares],
+        [[i for group in share for i in group.places] for share in shares],
+    )
+
+
+def _make_all(groups: Sequence[Group], config: EnvConfig, limits: tuple[int, int]) -> VecEnv:
+    return CompositeVecEnv([group.make(config, limits) for group in groups])
+
+
+def _shared_out(groups: Sequence[Group], workers: int) -> list[list[Group]]:
+    """Share groups out to processes: the most costly first, to whom has least."""
+    shares: list[list[Group]] = [[] for _ in range(min(workers, len(groups)))]
+    loads = [0.0] * len(shares)
+    costs = {id(task): forward_operations(task) + _FIXED for group in groups for task in group.tasks}
+    own = [len(group.places) * float(np.mean([costs[id(task)] for task in group.tasks])) for group in groups]
+    for number in sorted(range(len(groups)), key=lambda i: -own[i]):
+        least = int(np.argmin(loads))
+        shares[least].append(groups[number])
+        loads[least] += own[number]
+    return shares
