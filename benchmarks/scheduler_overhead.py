@@ -135,8 +135,8 @@ def measure_task(arguments: argparse.Namespace, policy: GNSPolicy) -> None:
     )
     print(f"  turns of {interval} updates, with over without    {median(ratios):.4f} ({low:.4f} to {high:.4f})")
     with HostReads() as reads:
-        assert scheduler._core is not None
-        scheduler.policy.act(scheduler._core.observe())
+        assert scheduler._run.core is not None
+        scheduler.policy.act(scheduler._run.core.observe())
     print(f"  host copies and reads of a decision    {reads}")
 
 

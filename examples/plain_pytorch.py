@@ -1,6 +1,6 @@
 """Train a digit classifier from a bad initial rate, with a policy where CosineAnnealingLR stood.
 
-python examples/plain_pytorch.py POLICY          (folder or Hub id; train_agent.py writes such a folder)
+python examples/plain_pytorch.py POLICY          (folder or Hub id; without one, the bundled policy)
 """
 
 import sys
@@ -14,7 +14,7 @@ from gns import GNSScheduler, GuardConfig
 UPDATES = 300
 
 
-def main(policy: str) -> None:
+def main(policy: str | None) -> None:
     """Train, and print the rates that were chosen and the accuracy."""
     torch.manual_seed(0)
     digits = load_digits()
@@ -41,4 +41,4 @@ def main(policy: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "outputs/demo/policy")
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

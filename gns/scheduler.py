@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,35 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from gns.decision import DecisionConfig, DecisionCore
-from gns.distributed import group_of_run, ranks_of, require_group
-from gns.errors import InvalidSettingError, LayerGraphError, OutOfOrderError, require_count
-from gns.features import get_schema
-from gns.guard import GuardConfig, Snapshot
-from gns.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
-from gns.moments import group_of_each
+from gns.decision import DecisionConfig
+from gns.distributed import require_group
+from gns.errors import InvalidSettingError, OutOfOrderError, require_count
+from gns.guard import GuardConfig
+from gns.layer_graph import LayerGraph, unwrap
 from gns.policy import GNSPolicy
 from gns.rate_control import initial_rate
+from gns.scheduled_run import ScheduledRun, require_that_it_trains
 from gns.scheduler_history import DecisionRecord, draw_history
-from gns.scheduler_hooks import (
-    attach,
-    graph_of_forward,
-    is_lightning,
-    is_share,
-    left_out,
-    loss_in,
-    unscale,
-    with_closure_done,
-    without_gradient,
-)
+from gns.scheduler_hooks import attach, is_share, left_out, loss_in, unscale, with_closure_done, without_gradient
 from gns.scheduler_losses import Losses, scalar
-from gns.scheduler_policy import fingerprint, frozen_policy
-from gns.scheduler_state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
+from gns.scheduler_policy import frozen_policy
+from gns.scheduler_state import require_state_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_logger = logging.getLogger(__name__)
+
+def _of_run(name: str) -> Any:
+    """Return an attribute that a scheduler has from its run: it is read, and set, there."""
+    return property(lambda self: getattr(self._run, name), lambda self, value: setattr(self._run, name, value))
 
 
 class GNSScheduler(LRScheduler):
@@ -83,6 +75,17 @@ class GNSScheduler(LRScheduler):
     :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
     """
 
+    model: nn.Module = _of_run("model")
+    # Not total_steps: by that name Accelerate stops stepping early when it accumulates.
+    budget: int = _of_run("budget")
+    policy: GNSPolicy = _of_run("policy")
+    decision: DecisionConfig = _of_run("decision")
+    guard: GuardConfig | None = _of_run("guard")
+    graph: LayerGraph | None = _of_run("graph")
+    process_group: Any = _of_run("process_group")
+    history: list[DecisionRecord] = _of_run("history")
+    rollbacks: int = _of_run("rollbacks")
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -104,35 +107,26 @@ class GNSScheduler(LRScheduler):
                 )
         require_count("total_steps", total_steps)
         require_group(process_group)
-        self.process_group: Any = process_group
-        self.budget = int(
-            total_steps
-        )  # not total_steps: by that name Accelerate stops stepping early when it accumulates
-        self.policy = frozen_policy(policy)
-        trained = self.policy.config.decision
-        self.decision = replace(
+        policy = frozen_policy(policy)
+        trained = policy.config.decision
+        decision = replace(
             trained,
             min_lr=trained.min_lr if min_lr is None else min_lr,
             max_lr=trained.max_lr if max_lr is None else max_lr,
         )
-        self.decision.interval(self.budget)
-        _require_that_it_trains(optimizer, model)
+        decision.interval(int(total_steps))
+        require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
-        self.model, self.graph = model, graph
-        self.guard = guard if guard is not None and guard.enabled else None
-        self.history: list[DecisionRecord] = []
-        self.rollbacks = 0
-        self._core: DecisionCore | None = None  # made at the first update, once the layer graph is known
-        self._core_state: dict[str, Any] | None = None  # what it goes on from
+        guard = guard if guard is not None and guard.enabled else None
+        self._run = ScheduledRun(model, int(total_steps), policy, decision, guard, graph, process_group)
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._losses = Losses()
         self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
         self._warned: set[str] = set()
-        self._graph_problem: LayerGraphError | None = None
         super().__init__(optimizer, last_epoch)
         for group in optimizer.param_groups:
-            initial_rate(group["initial_lr"], self.decision)
+            initial_rate(group["initial_lr"], decision)
         self._remove = attach(self, optimizer, model)
 
     # ------------------------------------------------------------------ what a training loop calls
@@ -165,17 +159,15 @@ class GNSScheduler(LRScheduler):
                 f"{type(unwrap(self.model)).__name__} returned none under the name 'loss'. Call scheduler.step(loss), "
                 "or scheduler.report_loss(loss) before a framework calls scheduler.step()."
             )
-        core = self._core
+        core = self._run.core
         assert core is not None
         core.after_update(given)
         self._pending = False
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
-        if core.finished and self.guard is not None:
-            core.observe()
-            if core.diverged(self.guard.loss_multiple):
-                self._roll_back(core, {})
+        if core.finished:
+            self._run.check_end(core)
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
@@ -188,7 +180,7 @@ class GNSScheduler(LRScheduler):
         :raises InvalidSettingError: if it is neither a tensor of one element nor a float; at :meth:`step`, if only some
             since the last were shares
         """
-        self._take_graph(loss)
+        self._run.take_graph_of_loss(loss, self.optimizer)
         self._add_loss("reported", loss, share)
 
     def forget_losses(self) -> None:
@@ -240,11 +232,16 @@ class GNSScheduler(LRScheduler):
             self._add_loss("closure", loss)
         if without_gradient(optimizer):
             return args, kwargs
-        core = self._core or self._make_core()
-        if not left_out(optimizer) and (not core.decision_due or self._decide(core, optimizer)):
-            core.before_update()
-            self._note_rates()
-            self._applying = True
+        core = self._run.core or self._run.begin(self.optimizer, self.base_lrs, self.last_epoch)
+        if left_out(optimizer):
+            return args, kwargs
+        if core.decision_due:
+            unscale(optimizer)
+            if not self._run.decide(core):
+                return args, kwargs
+        core.before_update()
+        self._note_rates()
+        self._applying = True
         return args, kwargs
 
     def _after_optimizer_step(self) -> None:
@@ -253,27 +250,11 @@ class GNSScheduler(LRScheduler):
 
     def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the graph from the first output, and the loss from those that have one."""
-        if self.graph is None:
-            try:
-                self.graph = graph_of_forward(self.model, args, kwargs, output)
-            except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
-                self._graph_problem = problem
+        self._run.take_graph_of_forward(args, kwargs, output)
         loss = loss_in(output)
         if loss is not None:
             loss, share = loss.detach().mean(), is_share(kwargs)
             self._add_loss("output", loss * self.shared_by if share and self.shared_by > 1 else loss, share)
-
-    def _take_graph(self, loss: Any) -> None:
-        """Take the graph from a loss, where it is unknown and the loss came from parameters of the optimizer."""
-        if self.graph is not None or not isinstance(loss, Tensor) or loss.grad_fn is None:
-            return
-        try:
-            graph = layer_graph(self.model, loss)
-        except LayerGraphError as problem:
-            self._graph_problem = problem
-            return
-        if max(group_of_each(self.optimizer, [p for layer in graph.bind(self.model) for p in layer])) >= 0:
-            self.graph = graph  # else it is the loss of another optimizer
 
     def _begin_at_rates_found(self) -> None:
         """Begin at the rates that the optimizer has by now, if no update was made; for frameworks that look for one."""
@@ -286,112 +267,6 @@ class GNSScheduler(LRScheduler):
         self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         self._note_rates()
 
-    # ------------------------------------------------------------------ decisions
-
-    def _decide(self, core: DecisionCore, optimizer: torch.optim.Optimizer) -> bool:
-        """Take a decision; return False if the run was taken back instead, and the coming update is to be left out."""
-        unscale(optimizer)
-        observation = core.observe()
-        names = get_schema(self.decision.features).globals
-        features = dict(zip(names, observation.globals.tolist(), strict=True))
-        if self.guard is not None:
-            if core.update == 0 or not core.diverged(self.guard.loss_multiple):
-                self._snapshot.take(core.steps)
-            elif self._roll_back(core, features):
-                return False
-        if not core.statistics.finite and "finite" not in self._warned:
-            self._warned.add("finite")
-            _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
-        with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
-            action = self.policy.act(observation)
-        multiplier = core.decide(action)
-        self._record(core, multiplier, action, features)
-        return True
-
-    def _roll_back(self, core: DecisionCore, features: dict[str, float]) -> bool:
-        """Put back the last good snapshot and cut the rate; return False once that was done as often as allowed."""
-        guard = self.guard
-        assert guard is not None
-        if self.rollbacks >= guard.max_rollbacks:
-            if "lost" not in self._warned:
-                self._warned.add("lost")
-                _logger.error(
-                    "The run diverged at update %d after %d rollbacks; it is not taken back any more.",
-                    core.update,
-                    self.rollbacks,
-                )
-            return False
-        self.rollbacks += 1
-        self._snapshot.restore()
-        core.roll_back(guard.cut, self._snapshot.steps)
-        held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        for parameter in (*self.model.parameters(), *held):
-            parameter.grad = None  # it belongs to the state that was undone; an optimizer skips what has no gradient
-        self._record(core, guard.cut, None, features, rollback=True)
-        _logger.warning(
-            "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback %d "
-            "of %d).",
-            core.update,
-            core.budget,
-            self._snapshot.steps,
-            guard.cut,
-            self.rollbacks,
-            guard.max_rollbacks,
-        )
-        return True
-
-    def _record(
-        self,
-        core: DecisionCore,
-        multiplier: float,
-        action: float | None,
-        features: dict[str, float],
-        rollback: bool = False,
-    ) -> None:
-        finite = bool(core.statistics.finite)
-        record = DecisionRecord(core.update, core.learning_rate, multiplier, action, features, rollback, finite)
-        self.history.append(record)
-        _logger.debug("%s", record)
-
-    def _make_core(self) -> DecisionCore:
-        group = group_of_run(self.process_group)
-        if group is not None:
-            given = {
-                "total_steps": self.budget,
-                "the number of updates done": self.last_epoch,
-                "the policy's digest": fingerprint(self.policy),
-                "the decision config": asdict(self.decision),
-                "guard": self.guard and asdict(replace(self.guard, folder=None)),  # which may be each machine's own
-            }
-            self.graph = graph_of_first_rank(self.graph, self.model, given, group)
-        if self.graph is None:
-            seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
-            if is_lightning(self.model):
-                seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
-            raise LayerGraphError(
-                f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
-                f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
-                "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
-            ) from self._graph_problem
-        core = make_core(
-            self.model,
-            self.optimizer,
-            self.graph,
-            self.budget,
-            self.decision,
-            self.base_lrs,
-            self._core_state,
-            self.last_epoch,
-            group,
-        )
-        self._core_state = None
-        if self.guard is not None:
-            self._snapshot = Snapshot(unwrap(self.model), self.optimizer, self.guard.folder)
-            if core.update:
-                self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
-        self._core = core
-        return core
-
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
@@ -399,17 +274,10 @@ class GNSScheduler(LRScheduler):
 
         Not in it: the policy (but a digest of it), the guard, and its snapshot, which is taken anew when a run goes on.
         """
-        core = self._core.state_dict() if self._core is not None else self._core_state
         return {
             "last_epoch": self.last_epoch,
-            "budget": self.budget,
             "base_lrs": list(self.base_lrs),
-            "policy": fingerprint(self.policy),
-            "decision": asdict(self.decision),
-            "graph": None if self.graph is None else plain_graph(self.graph),
-            "core": core,
-            "history": [asdict(record) for record in self.history],
-            "rollbacks": self.rollbacks,
+            **self._run.state_dict(),
             "_pending": self._pending,
             "_step_count": self._step_count,
             "_last_lr": list(self._last_lr),
@@ -420,39 +288,16 @@ class GNSScheduler(LRScheduler):
 
         :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
         """
-        state = dict(state_dict)
-        if missing := {"core", "policy", "decision", "budget"} - set(state):
-            raise InvalidSettingError(
-                f"This state dict lacks {sorted(missing)}; expected one of a GNSScheduler. Load that of the scheduler "
-                "that the run was begun with."
-            )
-        if state.pop("policy") != fingerprint(self.policy):
-            raise InvalidSettingError(
-                "The state dict is of a run with another policy; expected the one given. Make the scheduler with the "
-                "policy the run was begun with, or begin a new schedule without the state dict."
-            )
-        if len(state["base_lrs"]) != len(self.optimizer.param_groups):
-            raise InvalidSettingError(
-                f"The state dict has {len(state['base_lrs'])} parameter groups and the optimizer "
-                f"{len(self.optimizer.param_groups)}; expected as many. Make the optimizer as it was."
-            )
-        graph = state.pop("graph")
-        if graph is not None:
-            self.graph = graph_from_plain(graph)
-            self.graph.bind(self.model)
-        self.decision = DecisionConfig(**state.pop("decision"))
-        self.history = [DecisionRecord(**record) for record in state.pop("history")]
-        self._core, self._core_state = None, on_device_of(self.model, state.pop("core"))
+        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups))
+        self._run.load_state_dict(state_dict)
         self._applying = False
         self._losses.clear()
-        self.__dict__.update(state)
+        own = vars(self)
+        own.update({name: value for name, value in state_dict.items() if name in own})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out hooks and what is made anew; the core is kept as its state."""
-        own = {key: value for key, value in self.__dict__.items() if key not in ("_remove", "_snapshot")}
-        core = self._core.state_dict() if self._core is not None else self._core_state
-        ranks = ranks_of(self.process_group)  # a group itself is of this process only
-        return own | {"_core": None, "_core_state": core, "_graph_problem": None, "process_group": ranks}
+        """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_remove"} | {"_run": copy.copy(self._run)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -462,7 +307,7 @@ class GNSScheduler(LRScheduler):
 
     @property
     def _at_start(self) -> bool:
-        return self.last_epoch == 0 and self._core is None and self._core_state is None
+        return self.last_epoch == 0 and not self._run.begun
 
     def _add_loss(self, source: str, loss: Tensor | float, share: bool = False) -> None:
         if self.last_epoch >= 0:  # else a warm-up's
@@ -476,11 +321,3 @@ class GNSScheduler(LRScheduler):
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
-
-
-def _require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    if all(group < 0 for group in group_of_each(optimizer, list(trainable_parameters(model).values()))):
-        raise LayerGraphError(
-            f"The optimizer holds none of the trainable parameters of {type(unwrap(model)).__name__}. Expected an "
-            "optimizer built on this model's parameters; pass the model that the optimizer trains."
-        )

@@ -236,7 +236,7 @@ def troubles() -> dict[str, Any]:
     rank, found = dist.get_rank(), {}
 
     def drift(run: Run) -> None:
-        run.scheduler._core._memory.scale *= 1.01
+        run.scheduler._run.core._memory.scale *= 1.01
 
     run = Run("ddp adam")
     for number in range(UPDATES):
@@ -244,7 +244,7 @@ def troubles() -> dict[str, Any]:
     found["drift"] = run.report()
 
     def ahead(run: Run) -> None:
-        run.scheduler._core._memory.update += 3
+        run.scheduler._run.core._memory.update += 3
 
     run = Run("ddp adam").updates(3)
     found["another update"] = caught(lambda: run.update(ahead if rank == 1 else None))
@@ -260,8 +260,8 @@ def troubles() -> dict[str, Any]:
     group = dist.new_group([0, 1])
     run = Run("ddp adam", process_group=group).updates()
     found["group"] = run.rates
-    run = copy.deepcopy(Run("ddp adam", process_group=group, policy=lively_policy()).scheduler.__getstate__())
-    found["copied group"] = caught(lambda: group_of_run(run["process_group"]))
+    run = copy.deepcopy(Run("ddp adam", process_group=group, policy=lively_policy()).scheduler.__getstate__())["_run"]
+    found["copied group"] = caught(lambda: group_of_run(run.process_group))
     own = [dist.new_group([r]) for r in range(2)]
     found["others' group"] = caught(lambda: group_of_run(own[1 - rank]))
     found["sharded, alone"] = caught(Run("fsdp adam", process_group=False).update)

@@ -111,7 +111,7 @@ def test_under_accumulation_a_loss_given_to_step_is_the_last_parts():
             seen.append(loss.item())
         if number == 7:
             break
-    assert run.gns._core._losses[:4].tolist() == seen
+    assert run.gns._run.core._losses[:4].tolist() == seen
 
 
 class WithLoss(nn.Module):
@@ -167,7 +167,7 @@ def test_updates_that_a_scaler_leaves_out_count_as_nothing():
         assert run.optimizer.step_was_skipped == (number in skipped)
         run.scheduler.step(loss)
         run.optimizer.zero_grad()
-    assert run.gns.last_epoch == T - 3 == run.gns._core.update
+    assert run.gns.last_epoch == T - 3 == run.gns._run.core.update
     assert [record.update for record in run.gns.history] == [0, 5, 10, 15] and all(r.finite for r in run.gns.history)
 
 

@@ -174,7 +174,7 @@ def test_updates_that_a_scaler_leaves_out_count_as_none(name):
         rates, model, scheduler = follow(LOOPS[name], by_hand=False, skip=skip)
     by_hand, model_by_hand, _ = follow(LOOPS[name], by_hand=True, skip=skip)
     assert rates == by_hand and same_state(model, model_by_hand)
-    assert scheduler.last_epoch == scheduler._core.steps == T and len(scheduler.history) == 5
+    assert scheduler.last_epoch == scheduler._run.core.steps == T and len(scheduler.history) == 5
     assert all("GradScaler" in str(w.message) for w in caught if w.category is UserWarning)
 
 
@@ -298,8 +298,8 @@ def test_a_loss_that_is_given_comes_before_one_reported_and_that_before_the_outp
         scheduler.step(given) if given else scheduler.step()
         optimizer.zero_grad()
         F.cross_entropy(model.body(batch(9)[0]), batch(9)[1]).backward()
-        assert scheduler._core.observe() is not None
-        assert scheduler._core.statistics.losses.tolist() == [np.float32(expected)]
+        assert scheduler._run.core.observe() is not None
+        assert scheduler._run.core.statistics.losses.tolist() == [np.float32(expected)]
 
 
 def test_the_loss_of_an_update_that_was_left_out_is_forgotten():
@@ -312,8 +312,8 @@ def test_the_loss_of_an_update_that_was_left_out_is_forgotten():
     scheduler.report_loss(2.0)
     optimizer.step()
     scheduler.step()
-    assert scheduler._core.observe() is not None
-    assert scheduler._core.statistics.losses.tolist() == [2.0]
+    assert scheduler._run.core.observe() is not None
+    assert scheduler._run.core.statistics.losses.tolist() == [2.0]
 
 
 def test_no_loss_from_anywhere_is_refused_at_once():

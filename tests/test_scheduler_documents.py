@@ -21,15 +21,26 @@ def test_the_code_of_the_document_runs(root, tmp_path, monkeypatch, capsys):
     assert float(capsys.readouterr().out) > 0 and (tmp_path / "rates.png").stat().st_size > 0
 
 
-def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch, capsys):
-    lively_policy().save_pretrained(tmp_path / "policy")
+def run_example(root, monkeypatch, capsys, *arguments: str) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["plain_pytorch.py", *arguments])
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["plain_pytorch.py", str(tmp_path / "policy")])
     with torch.random.fork_rng(devices=[]):
         runpy.run_path(str(root / "examples" / "plain_pytorch.py"), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch, capsys):
+    lively_policy().save_pretrained(tmp_path / "policy")
+    lines = run_example(root, monkeypatch, capsys, str(tmp_path / "policy"))
     assert [line.split()[1] for line in lines[:-1]] == ["0", "60", "120", "180", "240"]
     assert re.fullmatch(r"accuracy [01]\.\d{3}", lines[-1])
+
+
+def test_the_example_needs_no_argument_for_the_bundled_policy_decides_then(root, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    lines = run_example(root, monkeypatch, capsys)
+    assert len(lines) == 1 + 20 and "bundled policy decides" in caplog.text
+    assert float(lines[-1].removeprefix("accuracy ")) > 0.9
 
 
 def code_of(root, section: str) -> str:

@@ -160,11 +160,11 @@ def test_several_rollbacks_in_a_row_go_back_to_one_state_and_cut_each_time():
     run = Run(guard=GuardConfig(cut=0.5), policy=lively_policy(mode="recursive"))
     run.until(5)
     run.update()
-    kept = run.scheduler._snapshot
+    kept = run.scheduler._run._snapshot
     run.until(10)
     for _ in range(3):
         run.update(spoil_gradient)
-    assert run.scheduler.last_epoch == 10 and run.scheduler._snapshot is kept
+    assert run.scheduler.last_epoch == 10 and run.scheduler._run._snapshot is kept
     rates = [record.learning_rate for record in run.scheduler.history if record.rollback]
     assert rates[1] == pytest.approx(rates[0] / 2) and rates[2] == pytest.approx(rates[0] / 4)
 

@@ -248,6 +248,17 @@ def test_a_copy_of_the_model_alone_has_no_scheduler(copied):
     assert scheduler.graph is None
 
 
+def test_a_shallow_copy_keeps_the_run_as_it_was():
+    run = Run()
+    run.train(0, 7)
+    kept = copy.copy(run.scheduler)
+    kept.remove()
+    memory = run.scheduler.state_dict()["core"]["memory"]
+    run.train(7, T)
+    assert run.scheduler.state_dict()["core"]["memory"] != memory
+    assert kept.last_epoch == 7 and kept.state_dict()["core"]["memory"] == memory
+
+
 # ---------------------------------------------------------------------- beside PyTorch's schedulers
 
 
@@ -343,7 +354,7 @@ def test_a_run_is_resumed_without_a_state_dict_where_its_rates_stood():
         rates.append(scheduler.get_last_lr()[0])
     assert [record.update for record in scheduler.history] == [10, 15, 20]
     assert scheduler.last_epoch == T
-    assert scheduler._core.initial_lrs == [0.01, 0.03]
+    assert scheduler._run.core.initial_lrs == [0.01, 0.03]
     record = scheduler.history[0]
     assert rates[0] == pytest.approx(first.scheduler.get_last_lr()[0] * record.multiplier, rel=1e-12)
     with pytest.raises(KeyError, match="initial_lr"):
