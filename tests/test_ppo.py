@@ -4,7 +4,7 @@ import torch
 from stable_baselines3 import PPO
 
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
-from envs import EnvConfig, LearningRateEnv, get_task
+from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from gns import DecisionConfig, NetworkConfig
 
 TASKS = ["digits_mlp", "digits_cnn"]
@@ -24,10 +24,9 @@ def test_the_exported_policy_acts_as_the_agent_does(model):
     ppo.learn(20)
     policy = export_policy(ppo, ENV, config, {"seed": 0})
     env = LearningRateEnv(TASKS, ENV)
-    padded = ppo.get_env()
+    inner = PadGraph(LearningRateEnv(TASKS, ENV))
     for seed in range(4):
         env.reset(seed=seed)
-        inner = padded.envs[0]
         observation, _ = inner.reset(seed=seed)
         action, _ = ppo.predict({key: value[None] for key, value in observation.items()}, deterministic=True)
         assert policy.act(env.observation) == pytest.approx(float(action[0, 0]), abs=1e-6)
