@@ -1,8 +1,8 @@
 """A task's model as a function of its parameters, so that N sets of parameters are evaluated at once.
 
 The model is rewritten where ``torch.func.vmap`` cannot follow it or is slow: a dropout layer takes its mask as an
-input, drawn beforehand from the run's own random numbers, and 2x2 max pooling compares four slices (on the CPU several
-times as fast; of equal largest entries all get a share of the gradient, not the first).
+input, drawn beforehand from the run's own random numbers, and 2x2 max pooling compares slices, which takes a CPU a
+third of the time.
 """
 
 from __future__ import annotations
@@ -37,15 +37,49 @@ class MaskedDropout(nn.Module):
         return inputs if self.mask is None or not self.training else inputs * self.mask
 
 
+class _SlicedPooling(torch.autograd.Function):
+    """2x2 max pooling of (..., H, W) by comparing slices; backward is PyTorch's own.
+
+    Of equal entries the first in reading order is the largest, as in PyTorch.
+    """
+
+    @staticmethod
+    def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = inputs.shape[-2:]
+        used = inputs[..., : height // 2 * 2, : width // 2 * 2]
+        left, right = used[..., 0::2], used[..., 1::2]
+        is_right, of_rows = right > left, torch.maximum(left, right)
+        upper, lower = of_rows[..., 0::2, :], of_rows[..., 1::2, :]
+        is_lower, pooled = lower > upper, torch.maximum(upper, lower)
+        column = (is_lower & is_right[..., 1::2, :]) | (~is_lower & is_right[..., 0::2, :])
+        corners = torch.arange(0, height // 2 * 2, 2, device=inputs.device).unsqueeze(1) * width
+        corners = corners + torch.arange(0, width // 2 * 2, 2, device=inputs.device)
+        return pooled, torch.add(corners + column, is_lower, alpha=width)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
+        inputs, places = ctx.saved_tensors
+        flat = inputs.reshape(-1, 1, *inputs.shape[-2:])
+        gradient, places = (tensor.reshape(-1, 1, *tensor.shape[-2:]) for tensor in (gradient, places))
+        backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+        return backward(gradient, flat, [2, 2], [2, 2], [0, 0], [1, 1], False, places).view_as(inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, ...], inputs: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
+        return _SlicedPooling.apply(inputs), in_dims[0]  # whatever the dimensions before the last two are
+
+
 class SlicedMaxPool2d(nn.Module):
-    """2x2 max pooling of (..., H, W) as the maximum of four slices; a last odd row or column is left out."""
+    """2x2 max pooling of (..., H, W)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (..., H // 2, W // 2)."""
-        height, width = inputs.shape[-2] // 2 * 2, inputs.shape[-1] // 2 * 2
-        even, odd = inputs[..., 0:height:2, :width], inputs[..., 1:height:2, :width]
-        rows = torch.maximum(even, odd)
-        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+        return _SlicedPooling.apply(inputs)[0]
 
 
 class BatchedModel:
