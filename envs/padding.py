@@ -78,19 +78,19 @@ def unpad(observation: dict[str, Tensor]) -> GraphBatch:
     :param observation: as :class:`PadGraph` makes them, with a leading batch dimension B
     """
     nodes, edges, sizes = observation["nodes"], observation["edges"], observation["sizes"].long()
-    count, room = nodes.shape[:2]
-    device = nodes.device
-    has_node = torch.arange(room, device=device) < sizes[:, :1]
-    has_edge = torch.arange(edges.shape[2], device=device) < sizes[:, 1:]
+    (count, room), device = nodes.shape[:2], nodes.device
+    node = (torch.arange(room, device=device) < sizes[:, :1]).flatten().nonzero().squeeze(1)
+    edge = (torch.arange(edges.shape[2], device=device) < sizes[:, 1:]).flatten().nonzero().squeeze(1)
+    rows = nodes.flatten(0, 1).index_select(0, node)
+    kinds = rows[:, :2].long()
     offsets = sizes[:, 0].cumsum(0) - sizes[:, 0]
-    rows = nodes[has_node]
-    numbered = (edges.long() + offsets[:, None, None]).transpose(0, 1)
+    numbered = (edges.long() + offsets[:, None, None]).transpose(0, 1).flatten(1)
     globals_ = observation.get("globals")
     return GraphBatch(
         nodes=rows[:, 2:],
-        node_types=rows[:, 0].long(),
-        blocks=rows[:, 1].long(),
-        edges=numbered[:, has_edge],
-        graph=torch.repeat_interleave(torch.arange(count, device=device), sizes[:, 0]),
+        node_types=kinds[:, 0],
+        blocks=kinds[:, 1],
+        edges=numbered.index_select(1, edge),
+        graph=torch.div(node, room, rounding_mode="floor"),
         globals=globals_ if globals_ is not None else nodes.new_zeros(count, 0),
     )

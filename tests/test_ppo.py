@@ -42,6 +42,20 @@ def test_learning_changes_encoder_actor_and_critic(model):
         assert changed and any(changed)
 
 
+def test_training_gives_the_weights_of_pygs_layers_to_the_last_bit():
+    config = PPOConfig(num_envs=2, episodes_per_rollout=4, batch_size=10, n_epochs=3, network=NetworkConfig(hidden=16))
+    found = []
+    for cached in (True, False):
+        venv = make_vec_env([get_task(name) for name in TASKS], ENV, 2, 0, seed=0)
+        ppo = make_ppo(venv, config, 5, seed=0)
+        if not cached:
+            ppo.policy.features_extractor.encoder.message_cache = None
+        ppo.learn(40)
+        found.append(ppo.policy.network_state())
+        venv.close()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 def test_an_exported_policy_no_longer_moves_with_the_agent(model):
     ppo, config = model
     policy = export_policy(ppo, ENV, config, {})
