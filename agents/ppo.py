@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from envs.batched.composite import make_vector
 from envs.learning_rate_env import EnvConfig
+from envs.memory import keep_freed_memory
 from envs.padding import unpad
 from envs.tasks import Task
 from gns.network import GNSNetwork, NetworkConfig
@@ -222,5 +223,6 @@ def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[
 
 def single_thread() -> None:
     """Use one thread and flush denormals in this process: fast for small networks, and repeatable bit for bit."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

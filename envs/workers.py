@@ -20,6 +20,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from envs.memory import keep_freed_memory
 from gns.errors import GNSError
 
 
@@ -30,6 +31,7 @@ class WorkerError(GNSError, RuntimeError):
 def _work(connection: Connection, pickled_block: bytes) -> None:
     """Serve calls on a block of environments until told to close."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     torch.set_flush_denormal(True)  # diverged runs fill with denormals, which are slow tenfold
     try:
         block = cloudpickle.loads(pickled_block)()
