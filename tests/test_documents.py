@@ -36,6 +36,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/command_line.md",
         "docs/scheduler.md",
         "docs/distributed.md",
+        "docs/performance.md",
         "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",

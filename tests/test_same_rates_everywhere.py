@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from envs import EnvConfig, LearningRateEnv, get_task
 from gns import GNSScheduler, GuardConfig
+from gns.integrations.transformers import GNSTrainer
 
 BUDGET, SEED = 23, 9
 RATES = {"sgdm": 0.01, "adam": 1e-3, "adamw": 1e-3}
@@ -97,7 +98,11 @@ class InOrder(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def in_the_trainer(kind: str, optimizer: str, folder) -> tuple[list[list[float]], nn.Module]:
+class InOrderToo(InOrder, GNSTrainer):
+    pass
+
+
+def in_the_trainer(kind: str, optimizer: str, folder, trainer: type[Trainer] = InOrder) -> tuple[list, nn.Module]:
     start = Start(kind, optimizer)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -110,8 +115,12 @@ def in_the_trainer(kind: str, optimizer: str, folder) -> tuple[list[list[float]]
         disable_tqdm=True,
     )
     given = (start.optimizer, start.scheduler(start.model))
-    InOrder(start.model, arguments, train_dataset=start.rows, optimizers=given).train()
+    trainer(start.model, arguments, train_dataset=start.rows, optimizers=given).train()
     return start.watch.rates, start.model.network
+
+
+def in_our_trainer(kind: str, optimizer: str, folder) -> tuple[list[list[float]], nn.Module]:
+    return in_the_trainer(kind, optimizer, folder, InOrderToo)
 
 
 def in_lightning(kind: str, optimizer: str, folder) -> tuple[list[list[float]], nn.Module]:
@@ -154,7 +163,7 @@ def in_accelerate(kind: str, optimizer: str, folder) -> tuple[list[list[float]],
     return start.watch.rates, start.model.network
 
 
-LOOPS = (in_a_plain_loop, in_the_trainer, in_lightning, in_accelerate)
+LOOPS = (in_a_plain_loop, in_the_trainer, in_our_trainer, in_lightning, in_accelerate)
 
 
 @pytest.mark.parametrize("optimizer", sorted(RATES))
