@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gns.features import NUM_SUMS, tensor_sums
 from gns.moments import counted_steps, first_momentum, optimizer_kind, read_alike, read_moments, split_alike
 
-PIECEWISE_FROM = 2**20  # scalars in all: below, calls cost more than memory
+PIECEWISE_FROM = 2**18  # scalars in all: below, calls cost more than memory
 _PIECE, _PIECE_OF_THREAD = 2**17, 2**15  # scalars; PyTorch gives no thread fewer
 _State = dict[str, Any]
 

@@ -292,7 +292,7 @@ def tensors_of(nest: object) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["sgd momentum decay", "adamw decay", "adam amsgrad", "rmsprop momentum"])
 def test_a_decision_makes_no_copy_of_a_large_model(name):
-    model = model_of(4 * PIECEWISE_FROM)
+    model = model_of(2**22)
     optimizer = make(name, model.parameters())
     core = DecisionCore(
         model,
