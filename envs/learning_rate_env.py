@@ -19,6 +19,7 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 from gns.features import get_schema, log_loss
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import NODE_TYPES, LayerGraph, layer_graph
+from gns.rate_control import RateControl
 from gns.validation import ValidationStatistics, validation_statistics
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
@@ -325,23 +326,29 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         )
 
     def _info(self, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "task": self.episode.task.name,
-            "optimizer": self.episode.optimizer,
-            "budget": self.episode.budget,
-            "initial_lr": self.episode.learning_rate,
-            "learning_rate": self.core.learning_rate,
-            "update": self.core.update,
-            "rollbacks": self.rollbacks,
-        }
-        if terminated:
-            info |= {
-                "reward_loss": self._evaluated[0],
-                "reward_metric": self._evaluated[1],
-                "evaluations": self.evaluations,
-                "diverged": failed,
-            }
-        return info
+        ended = (*self._evaluated, self.evaluations, failed) if terminated else None
+        return episode_info(self.episode, self.core, self.rollbacks, ended)
+
+
+def episode_info(
+    episode: Episode, control: RateControl, rollbacks: int, ended: tuple[float, float, int, bool] | None
+) -> dict[str, Any]:
+    """Return what an environment says of an episode beside its observations.
+
+    :param ended: loss and metric on the reward split, evaluations, and whether the run was lost; None before the end
+    """
+    info: dict[str, Any] = {
+        "task": episode.task.name,
+        "optimizer": episode.optimizer,
+        "budget": episode.budget,
+        "initial_lr": episode.learning_rate,
+        "learning_rate": control.learning_rate,
+        "update": control.update,
+        "rollbacks": rollbacks,
+    }
+    if ended is not None:
+        info |= dict(zip(("reward_loss", "reward_metric", "evaluations", "diverged"), ended, strict=True))
+    return info
 
 
 def bounded_loss(loss: float) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError, require_positive
 
 OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
-_MEGA_BATCH = 50  # batches whose examples are sorted by length together, as the HF Trainer does
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, fused=True),
@@ -83,9 +83,7 @@ class TrainingRun:
         self.optimizer = make_optimizer(task.parameter_groups(self.model), learning_rate)
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         self._held = [parameter for parameter in self.model.parameters() if parameter in held]
-        self._order_generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long)
-        self._cursor = 0
+        self._data = DataOrder(data.train, task.batch_size, seed)
         self._reward_cursor = 0
         self._scaler = torch.amp.GradScaler(self.device.type) if task.precision == "float16" else None
         self._unscaled = self._left_out = False  # a gradient is pending at precision float16; it overflowed
@@ -115,7 +113,7 @@ class TrainingRun:
         if keep_graph and self._scaler is not None:
             raise InvalidSettingError("No Hessian at precision 'float16'; expected 'float32' or 'bfloat16' for it.")
         with self._own_random_numbers():
-            rows = self._next_rows()
+            rows = self._data.next_rows()
             self.model.zero_grad()
             losses: list[Tensor] = []
             self._graph = None
@@ -265,9 +263,7 @@ class TrainingRun:
             "model": _copied(dict(self.model.state_dict())),
             "optimizer": _copied(self.optimizer.state_dict()),
             "random": [state.clone() for state in self._random_state],
-            "order": self._order.clone(),
-            "cursor": self._cursor,
-            "order_generator": self._order_generator.get_state(),
+            **_copied(self._data.state_dict()),
             "reward_cursor": self._reward_cursor,
             "scaler": self._scaler_state(),
         }
@@ -285,8 +281,7 @@ class TrainingRun:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_copied(state["optimizer"]))
         self._random_state = [value.clone() for value in state["random"]]
-        self._order, self._cursor = state["order"].clone(), state["cursor"]
-        self._order_generator.set_state(state["order_generator"])
+        self._data.load_state_dict(state)
         self._reward_cursor = state["reward_cursor"]
         self._load_scaler(state["scaler"])
         self.model.zero_grad()
@@ -302,32 +297,18 @@ class TrainingRun:
 
         Buffers are part of it because a forward pass moves them (batch norm's running statistics) before any update.
         """
-        order, cursor = self._order, self._cursor
-        order_state, random_state = self._order_generator.get_state(), self._random_state
+        data, random_state = self._data.state_dict(), self._random_state
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         scaler = self._scaler_state()
 
         def go_back() -> None:
             self._load_scaler(scaler)
-            self._order, self._cursor = order, cursor
-            self._order_generator.set_state(order_state)
+            self._data.load_state_dict(data)
             self._random_state = random_state
             for buffer, value in buffers:
                 buffer.copy_(value)
 
         return go_back
-
-    def _next_rows(self) -> Tensor:
-        """Rows of the next batch: each pass over the data in a new order, an incomplete last batch left out."""
-        size = min(self.task.batch_size, len(self._train))
-        if self._cursor + size > len(self._order):
-            self._order = torch.randperm(len(self._train), generator=self._order_generator)
-            if self._train.lengths is not None:
-                self._order = group_by_length(self._order, self._train.lengths, size, self._order_generator)
-            self._cursor = 0
-        rows = self._order[self._cursor : self._cursor + size]
-        self._cursor += size
-        return rows
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -357,24 +338,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
-
-
-def group_by_length(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Reorder rows so that batches hold examples of similar length, and so need little padding.
-
-    As the HF Trainer's ``group_by_length``: rows are sorted within stretches of 50 batches of a random order. Unlike
-    there, the batches of a stretch are then shuffled, so that losses do not drift with length.
-
-    :param order: random order of all rows, int64 (N,)
-    :param lengths: length of each row, (N,)
-    :param size: batch size; rows beyond the last whole batch are left out
-    :return: int64 (N // size * size,)
-    """
-    batches = []
-    for stretch in order[: len(order) // size * size].split(_MEGA_BATCH * size):
-        sorted_rows = stretch[lengths[stretch].argsort(descending=True, stable=True)].reshape(-1, size)
-        batches.append(sorted_rows[torch.randperm(len(sorted_rows), generator=generator)])
-    return torch.cat(batches).flatten()
 
 
 def autocast(task: Task, device: torch.device) -> torch.autocast:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,7 +16,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.memory import keep_freed_memory
@@ -75,17 +74,6 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "env_method": lambda block, name, indices, args, kwargs: block.env_method(name, *args, indices=indices, **kwargs),
     "env_is_wrapped": lambda block, wrapper, indices: block.env_is_wrapped(wrapper, indices),
 }
-
-
-def in_workers(factories: Sequence[Callable[[], gym.Env]], workers: int) -> WorkersVecEnv:
-    """Return environments in worker processes, as many in each as in any other, or one more.
-
-    :param factories: functions that make one environment each; their observations must be of one shape
-    :param workers: number of processes, at most one an environment
-    :raises WorkerError: see :class:`WorkersVecEnv`
-    """
-    places = [part.tolist() for part in np.array_split(np.arange(len(factories)), min(workers, len(factories)))]
-    return WorkersVecEnv([partial(DummyVecEnv, [factories[i] for i in block]) for block in places], places)
 
 
 class WorkersVecEnv(VecEnv):
@@ -206,8 +194,11 @@ class WorkersVecEnv(VecEnv):
         return answers
 
 
-def join(observations: Sequence[Any], positions: np.ndarray) -> Any:
-    """Return the observations of several vectors of environments as one, in an order of places in them all."""
+def join(observations: Sequence[Any], positions: np.ndarray | slice = slice(None)) -> Any:
+    """Return the observations of several vectors of environments as one.
+
+    :param positions: order of places in them all; as they come by default
+    """
     if isinstance(observations[0], dict):
         return {key: np.concatenate([o[key] for o in observations])[positions] for key in observations[0]}
     return np.concatenate(list(observations))[positions]

@@ -16,11 +16,12 @@ from agents.controllers import ScheduleController
 from agents.evaluation import EvaluationConfig, evaluate
 from agents.training import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, Task, TrainingRun, get_task, known_tasks
+from envs.data_order import group_by_length
 from envs.learning_rate_env import Episode
 from envs.tasks import Split, TrainingData, base
 from envs.tasks.base import FROM_SCRATCH, PRECISIONS
 from envs.tasks.report import load_test_split
-from envs.training_run import OPTIMIZERS, evaluate_split, group_by_length
+from envs.training_run import OPTIMIZERS, evaluate_split
 from gns import DecisionConfig, InvalidSettingError, UnknownNameError
 from gns.layer_graph import layer_graph
 

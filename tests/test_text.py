@@ -16,11 +16,11 @@ from text_hub import card, write
 from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, TrainingRun, get_task
+from envs.data_order import group_by_length
 from envs.tasks import glue, pretrained, squad, text
 from envs.tasks.base import Split
 from envs.tasks.hub import DataNotFoundError, load_hub_dataset
 from envs.tasks.text import SequenceClassifier, TextModel, UnlabelledDataError, build_encoder
-from envs.training_run import group_by_length
 from gns import DecisionConfig, InvalidSettingError
 
 ROBERTA, BERT = "FacebookAI/roberta-base", "google-bert/bert-base-uncased"

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.ppo import TaskReturnScaling
 from envs import EnvConfig, LearningRateEnv, PadGraph
-from envs.workers import WorkerError, in_workers
+from envs.workers import WorkerError, WorkersVecEnv
 from gns import DecisionConfig, GNSError
 
 COUNT = 3
@@ -29,6 +30,12 @@ def factories() -> list[Callable[[], gym.Env]]:
         return PadGraph(LearningRateEnv(["digits_mlp", "digits_cnn"], config))
 
     return [make] * COUNT
+
+
+def in_workers(made_by: list[Callable[[], gym.Env]], workers: int) -> WorkersVecEnv:
+    """As many environments in each process as in any other, or one more."""
+    places = [part.tolist() for part in np.array_split(np.arange(len(made_by)), min(workers, len(made_by)))]
+    return WorkersVecEnv([partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,6 @@ class CompositeVecEnv(VecEnv):
         self.groups = list(groups)
         self._ends = np.cumsum([group.num_envs for group in groups])
         super().__init__(int(self._ends[-1]), groups[0].observation_space, groups[0].action_space)
-        self._everywhere = np.arange(self.num_envs)
 
     def reset(self) -> Any:
         """Reset every group."""
@@ -49,7 +48,7 @@ class CompositeVecEnv(VecEnv):
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
         self._reset_seeds()
         self._reset_options()
-        return join(observations, self._everywhere)
+        return join(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Give every group its actions."""
@@ -60,7 +59,7 @@ class CompositeVecEnv(VecEnv):
         """Step one group after the other."""
         observations, rewards, dones, infos = zip(*(group.step_wait() for group in self.groups), strict=True)
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
-        everything = join(observations, self._everywhere)
+        everything = join(observations)
         return everything, np.concatenate(rewards), np.concatenate(dones), [info for part in infos for info in part]
 
     def close(self) -> None:
@@ -206,7 +205,9 @@ def _shared_out(groups: Sequence[Group], workers: int) -> list[list[Group]]:
     """Share groups out to processes: the most costly first, to whom has least."""
     shares: list[list[Group]] = [[] for _ in range(min(workers, len(groups)))]
     loads = [0.0] * len(shares)
-    costs = {id(task): forward_operations(task) + _FIXED for group in groups for task in group.tasks}
+    tasks = {id(task): task for group in groups for task in group.tasks}
+    alike = len({tuple(map(id, group.tasks)) for group in groups}) == 1  # then no task need be looked at
+    costs = {key: 1.0 if alike else forward_operations(task) + _FIXED for key, task in tasks.items()}
     own = [len(group.places) * float(np.mean([costs[id(task)] for task in group.tasks])) for group in groups]
     for number in sorted(range(len(groups)), key=lambda i: -own[i]):
         least = int(np.argmin(loads))

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
 from envs.batched.runs import BatchedRuns
-from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv, bounded_loss, reward_of
+from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv, bounded_loss, episode_info, reward_of
 from envs.padding import PadGraph
 from envs.tasks import Task
 from envs.training_run import TrainingRun
@@ -60,10 +60,9 @@ class BatchedEnv(VecEnv):
         self.rollbacks = np.zeros(num_envs, dtype=int)
         self._evaluations = np.zeros(num_envs, dtype=int)
         self._evaluated: list[tuple[float, float]] = [(0.0, 0.0)] * num_envs
-        self._returns_metric = config.reward != "log-loss"
-        self._good: list[
-            tuple[dict[str, Any], int, int]
-        ] = []  # last good state of each run: states, place in it, steps
+        self._rewards_metric = config.reward != "log-loss"
+        # Last good state of each run: a state of several, its place there, and the updates it holds.
+        self._good: list[tuple[dict[str, Any], int, int]] = []
         self._losses = torch.zeros(num_envs, 0)
         self._actions = np.zeros((num_envs, 1), dtype=np.float32)
 
@@ -150,7 +149,7 @@ class BatchedEnv(VecEnv):
             state = self.runs.state(rows)
             for place, i in enumerate(rows):
                 self._good[i] = (state, place, 0)
-        for i, evaluated in zip(rows, self._evaluate(rows, self._returns_metric), strict=True):
+        for i, evaluated in zip(rows, self._evaluate(rows, self._rewards_metric), strict=True):
             self._evaluated[i] = evaluated
         self.runs.compute_gradients(self._mask(rows))
 
@@ -228,7 +227,7 @@ class BatchedEnv(VecEnv):
     def _rewards(self, dones: np.ndarray) -> np.ndarray:
         drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self._draws])
         rewards = np.zeros(self.num_envs)
-        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._returns_metric)):
+        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._rewards_metric)):
             rows = np.flatnonzero(chosen).tolist()
             for i, now in zip(rows, self._evaluate(rows, with_metrics) if rows else [], strict=True):
                 rewards[i] = reward_of(self.config, self.task, self._evaluated[i], now)
@@ -236,22 +235,9 @@ class BatchedEnv(VecEnv):
         return rewards
 
     def _info(self, i: int, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
-        episode, control = self.episodes[i], self.controls[i]
-        info: dict[str, Any] = {
-            "task": self.task.name,
-            "optimizer": episode.optimizer,
-            "budget": episode.budget,
-            "initial_lr": episode.learning_rate,
-            "learning_rate": control.learning_rate,
-            "update": control.update,
-            "rollbacks": int(self.rollbacks[i]),
-            "TimeLimit.truncated": False,
-        }
-        if terminated:
-            loss, metric = self._evaluated[i]
-            info |= {"reward_loss": loss, "reward_metric": metric, "evaluations": int(self._evaluations[i])}
-            info["diverged"] = failed
-        return info
+        ended = (*self._evaluated[i], int(self._evaluations[i]), failed) if terminated else None
+        info = episode_info(self.episodes[i], self.controls[i], int(self.rollbacks[i]), ended)
+        return info | {"TimeLimit.truncated": False}
 
     # ------------------------------------------------------------------ observations
 

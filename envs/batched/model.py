@@ -94,7 +94,7 @@ class BatchedModel:
         _require_batchable(task)
         with torch.random.fork_rng(devices=[]):
             model = task.new_model()
-        self.task, self.device = task, device
+        self.task = task
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if any(not parameter.requires_grad for parameter in model.parameters()):
             raise NotBatchableError(f"Task {task.name} has frozen parameters; its runs are trained one at a time.")
@@ -105,7 +105,8 @@ class BatchedModel:
         self._training, self._evaluation = rewritten, copy.deepcopy(rewritten).eval()
         self._losses: Callable[..., Tensor] = vmap(self._training_loss)
         self._logits: Callable[..., Tensor] = vmap(self._training_outputs)
-        self._split_losses: Callable[..., Tensor] = vmap(task.loss, in_dims=(0, None))
+        # Each run's mean loss of its outputs (n, B, ...) for targets (B, ...), (n,).
+        self.split_losses: Callable[[Tensor, Tensor], Tensor] = vmap(task.loss, in_dims=(0, None))
         self._outputs: Callable[..., Tensor] = vmap(self._evaluation_outputs, in_dims=(0, 0, None))
 
     def losses(
@@ -135,10 +136,6 @@ class BatchedModel:
                 f"The model of task {self.task.name} cannot be evaluated for many runs at once ({problem}); its runs "
                 "are trained one at a time."
             ) from problem
-
-    def split_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return each run's mean loss of its outputs (n, B, ...) for targets (B, ...), (n,)."""
-        return self._split_losses(outputs, targets)
 
     def _training_loss(self, parameters: Any, buffers: Any, masks: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss(self._training_outputs(parameters, buffers, masks, inputs), targets)

@@ -7,12 +7,14 @@ arithmetic is that of ``torch.optim.SGD``, ``Adam`` (Kingma and Ba, 2015, alg. 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from envs.training_run import OPTIMIZERS, OptimizerFactory
 from gns.errors import UnknownNameError
+from gns.moments import optimizer_kind
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Settings:
     weight_decay: float = 0.0
 
 
-BATCHED_OPTIMIZERS: dict[str, Settings] = {
-    "sgd": Settings("sgd"),
-    "sgdm": Settings("sgd", momentum=0.9),
-    "adam": Settings("adam"),
-    "adamw": Settings("adamw", weight_decay=0.01),
-}
+def _settings_of(make: OptimizerFactory) -> Settings:
+    """Return the settings of the optimizer that a training run alone is given."""
+    optimizer = make([nn.Parameter(torch.zeros(1))], 1.0)
+    known = {item.name for item in fields(Settings)} & set(optimizer.defaults)
+    return Settings(optimizer_kind(optimizer), **{name: optimizer.defaults[name] for name in known})
+
+
+BATCHED_OPTIMIZERS: dict[str, Settings] = {name: _settings_of(make) for name, make in OPTIMIZERS.items()}
 
 
 class BatchedOptimizer:
@@ -58,9 +62,8 @@ class BatchedOptimizer:
 
     def begin(self, rows: Tensor) -> None:
         """Forget the state of some rows: int64 (R,)."""
-        for state in (self.momentum, self.second):
-            if state is not None:
-                state[rows.to(state.device)] = 0.0
+        for state in self.state:
+            state[rows.to(state.device)] = 0.0
         self.steps[rows] = 0.0
 
     @property

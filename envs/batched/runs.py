@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,38 +10,29 @@ from torch import Tensor, nn
 
 from envs.batched.model import BatchedModel
 from envs.batched.optimizers import BatchedOptimizer
+from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task, unchanged
 from envs.training_run import Figures
 
 
-@dataclass
 class _Stream:
     """Data order and random numbers of one run.
 
-    :param order_generator: draws the order of the data
-    :param generator: draws what model and augmentation draw
+    :param train: its training split
+    :param batch_size: rows of a batch
+    :param seed: seed of both
     """
 
-    order_generator: torch.Generator = field(default_factory=torch.Generator)
-    generator: torch.Generator = field(default_factory=torch.Generator)
-    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    cursor: int = 0
+    def __init__(self, train: Split, batch_size: int, seed: int) -> None:
+        self.data = DataOrder(train, batch_size, seed)
+        self.generator = torch.Generator().manual_seed(seed)  # of what model and augmentation draw
 
-    def state(self) -> tuple[Any, ...]:
-        return self.order_generator.get_state(), self.generator.get_state(), self.order, self.cursor
+    def state(self) -> tuple[dict[str, Any], Tensor]:
+        return self.data.state_dict(), self.generator.get_state()
 
-    def load(self, state: tuple[Any, ...]) -> None:
-        self.order_generator.set_state(state[0])
+    def load(self, state: tuple[dict[str, Any], Tensor]) -> None:
+        self.data.load_state_dict(state[0])
         self.generator.set_state(state[1])
-        self.order, self.cursor = state[2], state[3]
-
-    def next_rows(self, examples: int, size: int) -> Tensor:
-        """Rows of the next batch: each pass over the data in a new order, an incomplete last batch left out."""
-        if self.cursor + size > len(self.order):
-            self.order, self.cursor = torch.randperm(examples, generator=self.order_generator), 0
-        rows = self.order[self.cursor : self.cursor + size]
-        self.cursor += size
-        return rows
 
 
 class BatchedRuns:
@@ -75,16 +65,14 @@ class BatchedRuns:
             name: buffer.to(self.device).expand(size, *buffer.shape).clone()
             for name, buffer in self.model.buffers.items()
         }
-        self._streams = [_Stream() for _ in range(size)]
+        self._streams: dict[int, _Stream] = {}
 
     # ------------------------------------------------------------------ what happens to runs
 
     def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Begin new runs in some rows; their gradients are not pending yet."""
         for row, seed in zip(rows, seeds, strict=True):
-            stream = self._streams[row] = _Stream()
-            stream.order_generator.manual_seed(int(seed))
-            stream.generator.manual_seed(int(seed))
+            stream = self._streams[row] = _Stream(self._train, self.task.batch_size, int(seed))
             outside = torch.get_rng_state()
             torch.set_rng_state(stream.generator.get_state())
             model = self.task.new_model()
@@ -108,7 +96,7 @@ class BatchedRuns:
             for name, tensor in self.views(self.weights if everyone else self.weights[there]).items()
         }
         buffers = self._buffers if everyone else {name: buffer[there] for name, buffer in self._buffers.items()}
-        examples = torch.stack([self._streams[i].next_rows(len(self._train), self.batch_size) for i in rows])
+        examples = torch.stack([self._streams[i].data.next_rows() for i in rows])
         parts = []
         for part in examples.split(self.batch_size // self.task.accumulation, dim=1):
             inputs, targets, masks = self._batch(part, rows)
@@ -164,12 +152,12 @@ class BatchedRuns:
     # ------------------------------------------------------------------ going back
 
     def state(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Return copies of all that some runs need to go on exactly, but for pending gradients."""
+        """Return all that some runs need to go on exactly, but for pending gradients; indexing by rows copies."""
         there = torch.tensor(list(rows), device=self.device)
         return {
-            "tensors": [tensor[there].clone() for tensor in self._tensors()],
-            "buffers": {name: buffer[there].clone() for name, buffer in self._buffers.items()},
-            "steps": self.optimizer.steps[list(rows)].clone(),
+            "tensors": [tensor[there] for tensor in self._tensors()],
+            "buffers": {name: buffer[there] for name, buffer in self._buffers.items()},
+            "steps": self.optimizer.steps[list(rows)],
             "streams": [self._streams[row].state() for row in rows],
         }
 
