@@ -24,6 +24,7 @@ class DataOrder:
         self._examples, self._lengths = len(split), split.lengths
         self._size = min(batch_size, len(split))
         self._generator = torch.Generator().manual_seed(seed)
+        self._random = self._generator.get_state()
         self._order, self._cursor = torch.empty(0, dtype=torch.long), 0
 
     def next_rows(self) -> Tensor:
@@ -32,19 +33,21 @@ class DataOrder:
             self._order = torch.randperm(self._examples, generator=self._generator)
             if self._lengths is not None:
                 self._order = group_by_length(self._order, self._lengths, self._size, self._generator)
+            self._random = self._generator.get_state()
             self._cursor = 0
         rows = self._order[self._cursor : self._cursor + self._size]
         self._cursor += self._size
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where it stands; an order is replaced and never changed, so that it need not be copied."""
-        return {"order": self._order, "cursor": self._cursor, "order_generator": self._generator.get_state()}
+        """Return where it stands; its tensors are replaced and never changed, so that they need not be copied."""
+        return {"order": self._order, "cursor": self._cursor, "order_generator": self._random}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, or from a larger one with its entries."""
         self._order, self._cursor = state["order"], state["cursor"]
-        self._generator.set_state(state["order_generator"])
+        self._random = state["order_generator"]
+        self._generator.set_state(self._random)
 
 
 def group_by_length(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:

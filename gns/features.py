@@ -39,7 +39,6 @@ class FeatureSchema:
     :param globals: names of the entries of the global vector (G,)
     :param bound: every feature lies in [-bound, bound]
     :param needs_validation: whether a pass over held-out data at every decision is needed to compute them
-    :param losses_in_nodes: whether node features depend on the losses since the last decision
     """
 
     name: str
@@ -47,7 +46,6 @@ class FeatureSchema:
     globals: tuple[str, ...]
     bound: float
     needs_validation: bool = False
-    losses_in_nodes: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class RunStatistics:
     :param momentum_scale: (*N, P), factor that turns the optimizer's momentum into a mean of gradients
     :param second_scale: (*N, P), factor that corrects the second moment's bias towards zero
     :param losses: (*N, k), losses of the k updates completed since the last decision, oldest first; k may be 0
+    :param loss_counts: (*N,), how many of them a run has, which come first; the rest is filled up. -1: all
     :param first_loss: (*N,), mean loss of the first interval; NaN before it ends
     :param previous_loss: (*N,), mean loss of the interval before the last one; NaN where there is none
     :param learning_rate: (*N,), rate of the first parameter group if the coming decision changes nothing
@@ -84,6 +83,7 @@ class RunStatistics:
     budget: np.ndarray
     rolled_back: np.ndarray
     optimizer_kind: np.ndarray
+    loss_counts: np.ndarray = field(default_factory=lambda: np.array(-1))
     validation_loss: np.ndarray = field(default_factory=_unknown)
     prediction_variance: np.ndarray = field(default_factory=_unknown)
     prediction_change_variance: np.ndarray = field(default_factory=_unknown)
@@ -91,7 +91,20 @@ class RunStatistics:
     @property
     def finite(self) -> np.ndarray:
         """Whether parameters, gradients, optimizer state and losses are all finite, bool (*N,)."""
-        return np.isfinite(self.sums).all(axis=(-1, -2)) & np.isfinite(self.losses).all(axis=-1)
+        of_losses = np.isfinite(self.losses) | ~self.has_loss
+        return np.isfinite(self.sums).all(axis=(-1, -2)) & of_losses.all(axis=-1)
+
+    @property
+    def has_loss(self) -> np.ndarray:
+        """Which entries of ``losses`` are a loss, bool (*N, k)."""
+        count = self.losses.shape[-1]
+        counts = np.where(self.loss_counts < 0, count, self.loss_counts)
+        return np.broadcast_to(np.arange(count) < counts[..., None], self.losses.shape)
+
+    def mean_loss(self, unknown: float) -> np.ndarray:
+        """Return the mean of ``losses``, (*N,); of a run without any, ``unknown``."""
+        has_loss = self.has_loss
+        return np.where(has_loss.any(axis=-1), _mean(self.losses, has_loss), unknown)
 
 
 def tensor_sums(
@@ -100,44 +113,38 @@ def tensor_sums(
     momenta: Sequence[Tensor] | None,
     seconds: Sequence[Tensor] | None,
     updates: Sequence[Tensor] | None,
-    batch_dims: int = 0,
 ) -> Tensor:
     """Return the sums of P parameter tensors on their own device, without synchronising with the host.
 
-    :param weights: P tensors of shape (*N, *shape of the parameter), N being ``batch_dims`` leading dimensions
-    :param gradients: gradients, likewise
+    :param weights: P tensors
+    :param gradients: gradients, of the same shapes
     :param momenta: momentum of the optimizer, or None if it keeps none (yet)
     :param seconds: second moments, or None: the squared gradient stands in
     :param updates: the coming update at a learning rate of 1, or None if it is not known
-    :param batch_dims: number of leading dimensions that number runs rather than scalars
-    :return: float32 tensor (*N, P, NUM_SUMS)
+    :return: float32 tensor (P, NUM_SUMS)
     """
-    squares = [_powsum(weights, 2, batch_dims), _powsum(gradients, 1, batch_dims), _powsum(gradients, 2, batch_dims)]
+    squares = [_powsum(weights, 2), _powsum(gradients, 1), _powsum(gradients, 2)]
     zeros = torch.zeros_like(squares[0])
     products = torch._foreach_mul(_wide(gradients), _wide(momenta)) if momenta is not None else None
     columns = [
-        _total(weights, batch_dims),
+        _total(weights),
         *squares,
-        _total(products, batch_dims) if products is not None else zeros,
-        _powsum(momenta, 2, batch_dims) if momenta is not None else zeros,
-        _total(seconds, batch_dims) if seconds is not None else squares[2],
-        _powsum(updates, 2, batch_dims) if updates is not None else zeros,
+        _total(products) if products is not None else zeros,
+        _powsum(momenta, 2) if momenta is not None else zeros,
+        _total(seconds) if seconds is not None else squares[2],
+        _powsum(updates, 2) if updates is not None else zeros,
     ]
     return torch.stack(columns, dim=-1)
 
 
-def _powsum(tensors: Sequence[Tensor], power: int, batch_dims: int) -> Tensor:
-    """Sum of ``|x|^power`` of each tensor: (*N, P)."""
-    if batch_dims == 0:
-        return torch.stack(list(torch._foreach_powsum(list(tensors), power, dtype=torch.float32)))
-    wide = _wide(tensors)
-    return _total(torch._foreach_abs(wide) if power == 1 else torch._foreach_mul(wide, wide), batch_dims)
+def _powsum(tensors: Sequence[Tensor], power: int) -> Tensor:
+    """Sum of ``|x|^power`` of each tensor: (P,)."""
+    return torch.stack(list(torch._foreach_powsum(list(tensors), power, dtype=torch.float32)))
 
 
-def _total(tensors: Sequence[Tensor], batch_dims: int) -> Tensor:
-    """Sum of each tensor: (*N, P)."""
-    rows = [t.reshape(*t.shape[:batch_dims], t[(0,) * batch_dims].numel()) for t in tensors]
-    return torch.stack([row.sum(-1, dtype=torch.float32) for row in rows], dim=-1)
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of each tensor: (P,)."""
+    return torch.stack([t.sum(dtype=torch.float32) for t in tensors])
 
 
 def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -182,17 +189,7 @@ def gns_global_features(run: RunStatistics) -> np.ndarray:
 
     :return: float32 array (*N, 14); entries as in ``SCHEMAS["gns-1"].globals``
     """
-    zeros = np.zeros(np.shape(run.learning_rate))
-    level = change = since_start = slope = spread = zeros
-    if run.losses.shape[-1]:
-        mean = run.losses.mean(axis=-1)
-        level = _log(mean)
-        change = _or_zero(level - _log(run.previous_loss))
-        since_start = _or_zero(level - _log(run.first_loss))
-        if run.losses.shape[-1] > 1:
-            half = run.losses.shape[-1] // 2
-            slope = _log(run.losses[..., -half:].mean(axis=-1)) - _log(run.losses[..., :half].mean(axis=-1))
-            spread = _log(run.losses.std(axis=-1) / np.maximum(np.abs(mean), 1e-8) + 1e-3) / 2.0 + 1.0
+    level, since_start, change, slope, spread, no_loss = _loss_features(run)
     kind = np.eye(len(OPTIMIZER_KINDS))[run.optimizer_kind]
     entries = [
         (_log10(run.learning_rate) + 3.0) / 2.0,
@@ -204,9 +201,29 @@ def gns_global_features(run: RunStatistics) -> np.ndarray:
         2.0 * np.asarray(run.progress) - 1.0,
         _log10(run.budget) - 2.5,
         np.asarray(run.rolled_back, dtype=np.float64),
-        zeros + float(run.losses.shape[-1] == 0),
+        no_loss,
     ]
     return _finish(np.concatenate([np.stack(entries, axis=-1), kind], axis=-1), SCHEMAS["gns-1"].bound)
+
+
+def _loss_features(run: RunStatistics) -> list[np.ndarray]:
+    """Level, change since the start, change, slope and spread of the losses, and whether there is none: (*N,) each."""
+    losses, has_loss = run.losses, run.has_loss
+    counts = has_loss.sum(axis=-1)
+    mean = _mean(losses, has_loss)
+    level = _log(mean)
+    place, half = np.arange(losses.shape[-1]), (counts // 2)[..., None]
+    early = _mean(losses, has_loss & (place < half))
+    late = _mean(losses, has_loss & (place >= counts[..., None] - half))
+    deviation = np.sqrt(_mean((losses - mean[..., None]) ** 2, has_loss))
+    values = [
+        (1, level),
+        (1, _or_zero(level - _log(run.first_loss))),
+        (1, _or_zero(level - _log(run.previous_loss))),
+        (2, _log(late) - _log(early)),
+        (2, _log(deviation / np.maximum(np.abs(mean), 1e-8) + 1e-3) / 2.0 + 1.0),
+    ]
+    return [*(np.where(counts >= needed, value, 0.0) for needed, value in values), np.where(counts > 0, 0.0, 1.0)]
 
 
 def paper_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
@@ -223,8 +240,8 @@ def paper_node_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
         for chosen in (~is_bias, is_bias):
             count = np.maximum(layer @ (tensor_counts * chosen), 1.0)
             columns.append((layer @ (run.sums[..., column] * chosen)[..., None])[..., 0] / count)
-    loss = run.losses.mean(axis=-1) if run.losses.shape[-1] else np.zeros(np.shape(run.learning_rate))
-    columns += [np.broadcast_to(x[..., None], columns[0].shape) for x in (loss, np.asarray(run.learning_rate))]
+    both = run.mean_loss(unknown=0.0), np.asarray(run.learning_rate)
+    columns += [np.broadcast_to(x[..., None], columns[0].shape) for x in both]
     return _finish(np.stack(columns, axis=-1), SCHEMAS["gns-paper"].bound)
 
 
@@ -252,9 +269,8 @@ def srls_global_features(graph: LayerGraph, run: RunStatistics) -> np.ndarray:
     count = max(np.array(graph.tensor_sizes, dtype=np.float64) @ chosen, 1.0)
     mean = (run.sums[..., SUM_W] * chosen).sum(axis=-1) / count
     square = (run.sums[..., SUM_W2] * chosen).sum(axis=-1) / count
-    training_loss = run.losses.mean(axis=-1) if run.losses.shape[-1] else np.ones(np.shape(run.learning_rate))
     entries = [
-        0.5 * _log(training_loss),
+        0.5 * _log(run.mean_loss(unknown=1.0)),
         0.5 * _log(np.asarray(run.validation_loss)),
         _log10(np.asarray(run.prediction_variance)) / 2.0,
         _log10(np.asarray(run.prediction_change_variance)) / 2.0,
@@ -298,7 +314,6 @@ SCHEMAS: dict[str, FeatureSchema] = {
         node=("mean_w", "mean_b", "mean_abs_grad_w", "mean_abs_grad_b", "mean_loss", "learning_rate"),
         globals=(),
         bound=1e6,
-        losses_in_nodes=True,
     ),
     "srls": FeatureSchema(
         name="srls",
@@ -316,15 +331,11 @@ SCHEMAS: dict[str, FeatureSchema] = {
         needs_validation=True,
     ),
 }
-_NODE_FEATURES: dict[str, Callable[[LayerGraph, RunStatistics], np.ndarray]] = {
-    "gns-1": gns_node_features,
-    "gns-paper": paper_node_features,
-    "srls": no_node_features,
-}
-_GLOBAL_FEATURES: dict[str, Callable[[LayerGraph, RunStatistics], np.ndarray]] = {
-    "gns-1": lambda graph, run: gns_global_features(run),
-    "gns-paper": lambda graph, run: paper_global_features(run),
-    "srls": srls_global_features,
+_Feature = Callable[[LayerGraph, RunStatistics], np.ndarray]
+_FEATURES: dict[str, tuple[_Feature, _Feature]] = {  # of nodes, and global ones
+    "gns-1": (gns_node_features, lambda graph, run: gns_global_features(run)),
+    "gns-paper": (paper_node_features, lambda graph, run: paper_global_features(run)),
+    "srls": (no_node_features, srls_global_features),
 }
 
 
@@ -340,19 +351,9 @@ def get_schema(name: str) -> FeatureSchema:
 
 def compute_features(schema: str, graph: LayerGraph, run: RunStatistics) -> tuple[np.ndarray, np.ndarray]:
     """Return node features (*N, L, F) and global features (*N, G) of a schema: float32, finite, within its bound."""
-    return compute_node_features(schema, graph, run), compute_global_features(schema, graph, run)
-
-
-def compute_node_features(schema: str, graph: LayerGraph, run: RunStatistics) -> np.ndarray:
-    """Return the node features (*N, L, F) of a schema."""
+    nodes, global_ = _FEATURES[get_schema(schema).name]
     with np.errstate(all="ignore"):  # statistics of a diverged run may be infinite; _finish makes features finite
-        return _NODE_FEATURES[get_schema(schema).name](graph, run)
-
-
-def compute_global_features(schema: str, graph: LayerGraph, run: RunStatistics) -> np.ndarray:
-    """Return the global features (*N, G) of a schema."""
-    with np.errstate(all="ignore"):
-        return _GLOBAL_FEATURES[get_schema(schema).name](graph, run)
+        return nodes(graph, run), global_(graph, run)
 
 
 def _by_layer(graph: LayerGraph) -> np.ndarray:
@@ -370,6 +371,11 @@ def _output_layer(graph: LayerGraph) -> int:
     """Return the last layer that no edge leaves; the last of all where edges leave every layer."""
     ends = set(range(graph.num_nodes)) - set(graph.edges[0].tolist())
     return max(ends, default=graph.num_nodes - 1)
+
+
+def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean of the chosen values along the last axis, 0 where none is."""
+    return np.where(chosen, values, 0.0).sum(axis=-1) / np.maximum(chosen.sum(axis=-1), 1)
 
 
 def _log10(value: np.ndarray) -> np.ndarray:

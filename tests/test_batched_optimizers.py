@@ -50,7 +50,8 @@ def test_every_run_is_trained_as_by_torch_alone(name, dtype, bound):
         gradients = numbers(t + 1, RUNS, SIZE, dtype=dtype) + 0.3 * batched.parameters
         rates = 10.0 ** (numbers(1000 + t, RUNS) / 2 - 2.0)
         active = torch.rand(RUNS, generator=torch.Generator().manual_seed(t)) < (1.0 if t % 3 else 0.6)
-        batched.step(gradients.clone(), rates, active if t % 2 else (None if active.all() else active))
+        rows = slice(RUNS) if active.all() and t % 2 else active.nonzero().squeeze(1)
+        batched.step(gradients[rows], rates[rows], rows)
         alone.step(gradients, rates, active)
         if t == 40:
             batched.begin(torch.tensor([1, 3]))

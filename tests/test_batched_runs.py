@@ -2,15 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from plain_loop import small_task
 from torch import nn
 
 from envs import get_task
-from envs.batched.model import NotBatchableError, SlicedMaxPool2d
+from envs.batched.model import NotBatchableError, SlicedMaxPool2d, cross_entropies
+from envs.batched.observing import sums_of
 from envs.batched.runs import BatchedRuns
 from envs.training_run import OPTIMIZERS, TrainingRun
+from gns.layer_graph import layer_graph
+from gns.sums import read_sums
 
 RATES = {"sgd": 0.05, "sgdm": 0.02, "adam": 3e-3, "adamw": 3e-3}
 SEEDS = [3, 11, 4, 90]
@@ -29,7 +33,7 @@ KINDS = ["digits_mlp", "digits_cnn", "mnist1d_mlp", "mnist1d_cnn", "plain", "dro
 
 
 def alone(task, optimizer: str, seed: int, rates: list[float]) -> tuple[TrainingRun, list[float]]:
-    run, losses = TrainingRun(task, optimizer, rates[0], seed), []
+    run, losses = TrainingRun(task, optimizer, 1e-3, seed), []
     for rate in rates:
         losses.append(run.compute_gradient().item())
         run.optimizer.param_groups[0]["lr"] = rate
@@ -112,18 +116,64 @@ def test_a_run_goes_back_to_its_state_and_repeats_itself_while_others_go_on(kind
     runs, rates = BatchedRuns(task, "adam", len(SEEDS)), [rates_of("adam", i) for i in range(len(SEEDS))]
     runs.begin(range(len(SEEDS)), SEEDS)
     train(runs, rates, 0, 10)
-    state = runs.state(range(len(SEEDS)))
+    state = runs.state(runs.positions(range(len(SEEDS))))
     train(runs, rates, 10, 20)
     others = [runs.weights[i].clone() for i in (0, 2)]
     once = runs.evaluate_reward_split([1, 3])
     runs.load_state([3, 1], state, [3, 1])
     assert all(torch.equal(runs.weights[i], before) for i, before in zip((0, 2), others, strict=True))
-    for t in range(10, 20):
-        active = torch.tensor([False, True, False, True])
-        runs.compute_gradients(active)
-        runs.apply_updates(torch.tensor([of_run[t] for of_run in rates], dtype=torch.float64), active)
-    again = runs.evaluate_reward_split([1, 3])
-    assert [f.loss for f in again] == pytest.approx([f.loss for f in once], rel=1e-3)
+    train(runs, rates, 10, 20)
+    assert runs.evaluate_reward_split([1, 3]) == once
+
+
+@pytest.mark.parametrize("kind", ["plain", "accumulated", "batch_norm"])
+def test_runs_that_moved_to_other_rows_go_on_as_they_were(kind):
+    task = task_of(kind)
+    left, right = (BatchedRuns(task, "adam", len(SEEDS)) for _ in range(2))
+    rates, found = [rates_of("adam", i) for i in range(len(SEEDS))], []
+    for runs, orders in ((left, [[0, 0, 0, 0]]), (right, [[3, 0, 9, 9], [0, 1, 2, 3], [5, 1, 5, 1]])):
+        runs.begin(range(len(SEEDS)), SEEDS)
+        for t in range(12):
+            runs.arrange(np.array(orders[t % len(orders)]))
+            runs.compute_gradients(everyone())
+            runs.arrange(np.array(orders[(t + 1) % len(orders)]))
+            by_run = torch.tensor([of_run[t] for of_run in rates], dtype=torch.float64)
+            runs.apply_updates(by_run, everyone())
+        found.append([figures.loss for figures in runs.evaluate_reward_split(range(len(SEEDS)))])
+    assert right.rows.tolist() != left.rows.tolist() == [0, 1, 2, 3]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert torch.allclose(right.weights[right.rows], left.weights[left.rows], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_sums_over_weights_gradients_and_state_are_those_of_each_run(optimizer):
+    task = task_of("digits_mlp")
+    runs, rates = BatchedRuns(task, optimizer, len(SEEDS)), [rates_of(optimizer, i) for i in range(len(SEEDS))]
+    first = TrainingRun(task, optimizer, 1e-3, seed=0)
+    graph = layer_graph(first.model, first.compute_gradient())
+    runs.begin(range(len(SEEDS)), SEEDS)
+    for updates in (0, 3):
+        train(runs, rates, 0, updates)
+        runs.arrange(np.array([1, 2, 2, 3]))
+        runs.compute_gradients(everyone())
+        sums, losses = sums_of(runs, graph, runs.losses.unsqueeze(1))
+        for i, seed in enumerate(SEEDS):
+            run, _ = alone(task, optimizer, seed, rates[i][:updates])
+            loss = run.compute_gradient()
+            parameters = dict(run.model.named_parameters())
+            ordered = [parameters[name] for layer in graph.parameters for name in layer]
+            expected = read_sums(run.optimizer, ordered, [p.grad for p in ordered], updates).sums
+            np.testing.assert_allclose(sums[i], expected.numpy(), rtol=1e-3, atol=1e-4)
+            assert losses[i] == pytest.approx([loss.item()], rel=1e-4)
+        runs.begin(range(len(SEEDS)), SEEDS)
+
+
+def test_runs_of_highest_priority_stand_in_the_first_rows():
+    runs = BatchedRuns(task_of("plain"), "sgd", 4)
+    runs.arrange(np.array([1, 7, 3, 7]))
+    assert runs.rows.tolist() == [3, 0, 2, 1]
+    runs.arrange(np.array([1, 8, 3, 7]))  # they stand in order
+    assert runs.rows.tolist() == [3, 0, 2, 1]
 
 
 def test_a_diverged_run_does_not_spoil_its_neighbours():
@@ -184,3 +234,14 @@ def test_runs_that_cannot_share_a_forward_pass_are_refused_by_name(changes, mess
         runs.begin(range(2), [0, 1])
         runs.compute_gradients(everyone(2))
     assert "one at a time" in str(raised.value)
+
+
+def test_cross_entropy_of_many_runs_is_pytorchs():
+    generator = torch.Generator().manual_seed(0)
+    logits = (30 * torch.randn(4, 6, 3, generator=generator)).requires_grad_()
+    targets = torch.randint(3, (4, 6), generator=generator)
+    each = cross_entropies(logits, targets)
+    expected = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(logits, targets, strict=True)])
+    assert torch.allclose(each, expected, rtol=1e-6)
+    gradients = [torch.autograd.grad((out * torch.arange(4.0)).sum(), logits)[0] for out in (each, expected)]
+    assert torch.allclose(*gradients, rtol=1e-6, atol=1e-8)

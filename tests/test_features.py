@@ -178,16 +178,14 @@ def test_the_budget_need_not_be_a_multiple_of_the_interval():
 # ---------------------------------------------------------------------- sums
 
 
-def tensors(
-    seed: int, *leading: int, shapes: tuple = ((4, 3), (5,)), dtype: torch.dtype = torch.float32
-) -> list[list[Tensor]]:
+def tensors(seed: int, shapes: tuple = ((4, 3), (5,)), dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
     """Weights, gradients, momenta, second moments and updates of as many tensors as shapes.
 
     All of one sign, so that no sum cancels.
     """
     generator = torch.Generator().manual_seed(seed)
     return [
-        [torch.rand((*leading, *shape), generator=generator).add_(0.5).mul_(scale).to(dtype) for shape in shapes]
+        [torch.rand(shape, generator=generator).add_(0.5).mul_(scale).to(dtype) for shape in shapes]
         for scale in (1.0, -1e-4, 1e-4, 1e-3, 1.0)
     ]
 
@@ -209,18 +207,6 @@ def test_sums_are_what_they_say(missing):
         np.testing.assert_allclose(row, [values.sum() for values in expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("shapes", [SHAPES[:2], SHAPES], ids=["arrays", "with a number"])
-@pytest.mark.parametrize("leading", [(4,), (2, 3)])
-@pytest.mark.parametrize("missing", [(), (2, 3, 4)])
-def test_a_leading_batch_dimension_numbers_runs(leading, missing, shapes):
-    given = [None if i in missing else part for i, part in enumerate(tensors(1, *leading, shapes=shapes))]
-    together = tensor_sums(*given, batch_dims=len(leading))
-    assert together.shape == (*leading, len(shapes), NUM_SUMS)
-    for index in np.ndindex(*leading):
-        alone = tensor_sums(*([t[index] for t in part] if part is not None else None for part in given))
-        torch.testing.assert_close(together[index], alone, rtol=1e-5, atol=0)
-
-
 def test_sums_add_up_over_shards():
     parts = tensors(2)
     shards = [tensor_sums(*([t[rows] for t in part] for part in parts)) for rows in (slice(0, 1), slice(1, None))]
@@ -232,13 +218,12 @@ def test_a_shard_may_be_empty():
     assert torch.equal(empty, torch.zeros(2, NUM_SUMS))
 
 
-@pytest.mark.parametrize("batch_dims", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_sums_of_other_precisions_are_float32(dtype, batch_dims):
-    parts = tensors(3, *[2] * batch_dims, dtype=dtype)
-    sums = tensor_sums(*parts, batch_dims=batch_dims)
+def test_sums_of_other_precisions_are_float32(dtype):
+    parts = tensors(3, dtype=dtype)
+    sums = tensor_sums(*parts)
     assert sums.dtype == torch.float32
-    exact = tensor_sums(*([t.float() for t in part] for part in parts), batch_dims=batch_dims)
+    exact = tensor_sums(*([t.float() for t in part] for part in parts))
     torch.testing.assert_close(sums, exact, rtol=1e-2, atol=0)
 
 
@@ -288,6 +273,27 @@ def test_features_of_many_runs_equal_those_of_each(schema, count):
         alone_nodes, alone_globals = compute_features(schema, GRAPH, run)
         np.testing.assert_allclose(nodes[i], alone_nodes, rtol=1e-6)
         np.testing.assert_array_equal(global_features[i], alone_globals)
+
+
+@every_schema
+@pytest.mark.parametrize("rest", [0.0, 1e9, np.nan])
+def test_runs_with_fewer_losses_than_others_are_filled_up(schema, rest):
+    counts = [0, 1, 2, 5, 9, 30]
+    runs = [statistics(seed, count) for seed, count in enumerate(counts)]
+    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts")]
+    filled = {name: np.stack([getattr(run, name) for run in runs]) for name in names}
+    losses = np.full((len(runs), 30), rest)
+    for row, run in zip(losses, runs, strict=True):
+        row[: run.losses.size] = run.losses
+    stacked = RunStatistics(losses=losses, loss_counts=np.array(counts), **filled)
+    nodes, global_features = compute_features(schema, GRAPH, stacked)
+    assert stacked.finite.all()
+    for i, run in enumerate(runs):
+        alone_nodes, alone_globals = compute_features(schema, GRAPH, run)
+        np.testing.assert_allclose(nodes[i], alone_nodes, rtol=1e-6)
+        np.testing.assert_allclose(global_features[i], alone_globals, rtol=1e-6)
+    losses[4, 3] = np.inf
+    assert stacked.finite.tolist() == [True] * 4 + [False, True]
 
 
 @every_schema

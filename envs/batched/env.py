@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
-from envs.batched.runs import BatchedRuns
+from envs.batched.runs import BatchedRuns, Position
 from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv, bounded_loss, episode_info, reward_of
 from envs.padding import PadGraph
 from envs.tasks import Task
@@ -146,7 +146,7 @@ class BatchedEnv(VecEnv):
         self.runs.begin(rows, [self.episodes[i].seed for i in rows])
         self.rollbacks[rows] = self._evaluations[rows] = 0
         if self.config.guard.enabled:
-            state = self.runs.state(rows)
+            state = self.runs.state(self.runs.positions(rows))
             for place, i in enumerate(rows):
                 self._good[i] = (state, place, 0)
         for i, evaluated in zip(rows, self._evaluate(rows, self._rewards_metric), strict=True):
@@ -163,22 +163,23 @@ class BatchedEnv(VecEnv):
         rates = torch.zeros(self.num_envs, longest, dtype=torch.float64)
         for i, control in enumerate(self.controls):
             rates[i, : lengths[i]] = torch.from_numpy(control.rates(int(lengths[i])))
-        self._losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
-        coming: dict[int, tuple[dict[str, Any], int]] = {}
         remaining = np.array([control.budget - control.update for control in self.controls])
+        self.runs.arrange(2 * lengths + (remaining > lengths))
+        self._losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
+        positions: dict[int, Position] = {}
+        active = torch.from_numpy(lengths > np.arange(longest)[:, None])
+        pending = torch.from_numpy(active.numpy() & (remaining > np.arange(1, longest + 1)[:, None]))
         for k in range(longest):
-            self.runs.apply_updates(rates[:, k], torch.from_numpy(lengths > k))
+            self.runs.apply_updates(rates[:, k], active[k])
             self._losses[:, k] = self.runs.losses
-            pausing = np.flatnonzero((lengths == k + 1) & (remaining > k + 1)).tolist()
-            if pausing and self.config.guard.enabled:
-                state = self.runs.state(pausing)
-                coming |= {i: (state, place) for place, i in enumerate(pausing)}
-            more = (lengths > k) & (remaining > k + 1)
-            if more.any():
-                self.runs.compute_gradients(torch.from_numpy(more))
+            if self.config.guard.enabled:
+                positions |= self.runs.positions(np.flatnonzero((lengths == k + 1) & (remaining > k + 1)).tolist())
+            if pending[k].any():
+                self.runs.compute_gradients(pending[k])
+        state = self.runs.state(positions)
         for control, length in zip(self.controls, lengths.tolist(), strict=True):
             control.count_updates(length)
-        return coming
+        return {i: (state, place) for place, i in enumerate(positions)}
 
     def _observe(self) -> tuple[np.ndarray, np.ndarray]:
         return observe(self.runs, self.graph, self.controls, self._losses, self.config.decision.features)

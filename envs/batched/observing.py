@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,14 +10,18 @@ import torch
 from envs.batched.optimizers import Settings
 from envs.batched.runs import BatchedRuns
 from gns.features import (
+    NUM_SUMS,
     OPTIMIZER_KINDS,
+    SUM_ABS_G,
     SUM_G2,
+    SUM_GM,
+    SUM_M2,
+    SUM_U2,
     SUM_V,
+    SUM_W,
+    SUM_W2,
     RunStatistics,
-    compute_global_features,
-    compute_node_features,
-    get_schema,
-    tensor_sums,
+    compute_features,
 )
 from gns.layer_graph import LayerGraph
 from gns.rate_control import RateControl
@@ -30,32 +33,31 @@ def sums_of(runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor) -> tuple
 
     The pending gradients are read, and the update that each run's optimizer would make with them at a rate of 1.
 
-    :param losses: (N, k) on the runs' device
+    :param losses: (N, k) on the runs' device, by row
+    :return: both by run
     """
-    names = [name for layer in graph.parameters for name in layer]
     weights, gradients = runs.weights, runs.gradients
     momentum, second = runs.optimizer.momentum, runs.optimizer.second
+    values = torch.zeros(NUM_SUMS, *weights.shape, device=weights.device)
+    values[SUM_W] = weights
+    torch.mul(weights, weights, out=values[SUM_W2])
+    torch.abs(gradients, out=values[SUM_ABS_G])
+    torch.mul(gradients, gradients, out=values[SUM_G2])
+    if momentum is not None:
+        torch.mul(gradients, momentum, out=values[SUM_GM])
+        torch.mul(momentum, momentum, out=values[SUM_M2])
+    values[SUM_V] = second if second is not None else values[SUM_G2]
     update = _coming_update(runs)
-
-    def in_order(matrix: torch.Tensor) -> list[torch.Tensor]:
-        views = runs.views(matrix)
-        return [views[name] for name in names]
-
-    sums = tensor_sums(
-        in_order(weights),
-        in_order(gradients),
-        in_order(momentum) if momentum is not None else None,
-        in_order(second) if second is not None else None,
-        in_order(update),
-        batch_dims=1,
-    )
-    host = torch.cat([sums.flatten(1), losses], dim=1).cpu().numpy().astype(np.float64)
+    torch.mul(update, update, out=values[SUM_U2])
+    sums = torch.stack([part.sum(dim=-1) for part in runs.split(values)]).permute(2, 0, 1)
+    host = torch.cat([sums.reshape(runs.size, -1), losses], dim=1).cpu().numpy().astype(np.float64)
     table, losses_host = np.split(host, [sums[0].numel()], axis=1)
-    table = table.reshape(sums.shape)
+    numbers = {name: number for number, name in enumerate(runs.model.shapes)}
+    table = table.reshape(sums.shape)[:, [numbers[name] for layer in graph.parameters for name in layer]]
     if second is not None:  # of no gradient yet: the squared gradient stands in, as it does alone
         fresh = runs.optimizer.steps.numpy() == 0
         table[fresh, :, SUM_V] = table[fresh, :, SUM_G2]
-    return table, losses_host
+    return table[runs.rows], losses_host[runs.rows]
 
 
 def _coming_update(runs: BatchedRuns) -> torch.Tensor:
@@ -68,7 +70,7 @@ def _coming_update(runs: BatchedRuns) -> torch.Tensor:
         return torch.add(gradients, momentum, alpha=settings.momentum)
     (beta1, beta2), steps = settings.betas, (optimizer.steps + 1.0).unsqueeze(1)
     update = torch.lerp(momentum, gradients, 1.0 - beta1)
-    scale = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2).sqrt_()
+    scale = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2).rsqrt_().reciprocal_()
     scale.mul_((1.0 - beta2**steps).rsqrt().to(scale)).add_(settings.eps)
     update.div_(scale).div_((1.0 - beta1**steps).to(update))
     return update.add_(runs.weights, alpha=settings.weight_decay) if settings.weight_decay else update
@@ -92,21 +94,23 @@ def observe(
     """Observe all runs, and tell their controls what was seen.
 
     :param controls: of each of the N runs
-    :param losses: of the updates of each run since its last decision, oldest first, (N, at least as many)
+    :param losses: of the updates of each run since its last decision, oldest first, (N, at least
+        as many), by row
     :return: node features (N, L, F) and global features (N, G) of the schema
     """
     sums, losses_host = sums_of(runs, graph, losses)
     count, tensors = sums.shape[:2]
     memories = [control.memory for control in controls]
     known = np.array([memory.interval_updates for memory in memories])
-    momentum_scale, second_scale = _scales(runs.optimizer.settings, runs.optimizer.steps.numpy())
+    momentum_scale, second_scale = _scales(runs.optimizer.settings, runs.optimizer.steps.numpy()[runs.rows])
     rates = np.array([control.learning_rate for control in controls])
-    everyone = RunStatistics(
+    statistics = RunStatistics(
         sums=sums,
         learning_rates=np.broadcast_to(rates[:, None], (count, tensors)),
         momentum_scale=np.broadcast_to(momentum_scale[:, None], (count, tensors)),
         second_scale=np.broadcast_to(second_scale[:, None], (count, tensors)),
-        losses=losses_host[:, :0],
+        losses=losses_host,
+        loss_counts=known,
         first_loss=np.array([memory.first_loss for memory in memories]),
         previous_loss=np.array([memory.previous_loss for memory in memories]),
         learning_rate=rates,
@@ -115,27 +119,8 @@ def observe(
         rolled_back=np.array([memory.rolled_back for memory in memories], dtype=np.float64),
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
     )
-    finite = np.isfinite(sums).all(axis=(-1, -2))
-    layers, wanted = graph.num_nodes, get_schema(schema)
-    nodes = np.empty((count, layers, len(wanted.node)), dtype=np.float32)
-    global_features = np.empty((count, len(wanted.globals)), dtype=np.float32)
-    if not wanted.losses_in_nodes:
-        nodes[:] = compute_node_features(schema, graph, everyone)
-        everyone = replace(everyone, sums=sums[:, :0])
-    for length in np.unique(known):  # runs with as many losses are computed together
-        chosen = np.flatnonzero(known == length)
-        own = losses_host[chosen, :length]
-        some = replace(_rows(everyone, chosen), losses=own)
-        if wanted.losses_in_nodes:
-            nodes[chosen] = compute_node_features(schema, graph, some)
-        global_features[chosen] = compute_global_features(schema, graph, some)
-        fine = finite[chosen] & np.isfinite(own).all(axis=-1)
-        for number, losses_of_run, good in zip(chosen.tolist(), own, fine, strict=True):
-            controls[number].saw(losses_of_run, bool(good))
-    return nodes, global_features
-
-
-def _rows(statistics: RunStatistics, chosen: np.ndarray) -> RunStatistics:
-    return RunStatistics(
-        **{name: np.asarray(value)[chosen] if np.ndim(value) else value for name, value in vars(statistics).items()}
-    )
+    for control, its_losses, length, finite in zip(
+        controls, losses_host, known.tolist(), statistics.finite.tolist(), strict=True
+    ):
+        control.saw(its_losses[:length], finite)
+    return compute_features(schema, graph, statistics)

@@ -61,10 +61,10 @@ class BatchedOptimizer:
         self.steps = torch.zeros(len(parameters), dtype=torch.float64)  # updates each run's state holds, on the host
 
     def begin(self, rows: Tensor) -> None:
-        """Forget the state of some rows: int64 (R,)."""
+        """Forget the state of some rows: int64 (n,)."""
         for state in self.state:
-            state[rows.to(state.device)] = 0.0
-        self.steps[rows] = 0.0
+            state[rows] = 0.0
+        self.steps[rows.cpu()] = 0.0
 
     @property
     def state(self) -> list[Tensor]:
@@ -72,25 +72,20 @@ class BatchedOptimizer:
         return [tensor for tensor in (self.momentum, self.second) if tensor is not None]
 
     @torch.no_grad()
-    def step(self, gradients: Tensor, rates: Tensor, active: Tensor | None = None) -> None:
+    def step(self, gradients: Tensor, rates: Tensor, rows: slice | Tensor) -> None:
         """Apply an update to some rows.
 
-        :param gradients: (N, P)
-        :param rates: learning rates, float64 (N,), on the host
-        :param active: which rows are updated, bool (N,), on the host; None: all. The others stay as they are
+        :param gradients: theirs, (n, P)
+        :param rates: their learning rates, float64 (n,), on the host
+        :param rows: which; int64 (n,), or a slice, whose rows are updated in place. The others stay as they are
         """
-        held = [self.parameters, *self.state]
-        if active is None or bool(active.all()):
-            self.steps += 1.0
-            self._apply(held, gradients, rates, self.steps)
-            return
-        rows = active.nonzero().squeeze(1)
-        there = rows.to(gradients.device)
-        self.steps[rows] += 1.0
-        chosen = [tensor[there] for tensor in held]
-        self._apply(chosen, gradients[there], rates[rows], self.steps[rows])
-        for tensor, changed in zip(held, chosen, strict=True):
-            tensor[there] = changed
+        held, on_host = [self.parameters, *self.state], rows if isinstance(rows, slice) else rows.cpu()
+        self.steps[on_host] += 1.0
+        chosen = [tensor[rows] for tensor in held]
+        self._apply(chosen, gradients, rates, self.steps[on_host])
+        if not isinstance(rows, slice):
+            for tensor, changed in zip(held, chosen, strict=True):
+                tensor[rows] = changed
 
     def _apply(self, held: list[Tensor], gradients: Tensor, rates: Tensor, steps: Tensor) -> None:
         """Update weights and state, (n, P) each, in place.
@@ -108,7 +103,8 @@ class BatchedOptimizer:
         momentum.lerp_(gradients, 1.0 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
         assert self._direction is not None
-        direction = torch.sqrt(second, out=self._direction[: len(weights)])
+        # The square root as 1/(1/sqrt(v)): MKL's is slow on zeros.
+        direction = torch.rsqrt(second, out=self._direction[: len(weights)]).reciprocal_()
         direction.mul_(_column((1.0 - beta2**steps).rsqrt(), weights)).add_(settings.eps)
         torch.div(momentum, direction, out=direction)
         weights.addcmul_(direction, _column(rates / (1.0 - beta1**steps), weights), value=-1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ from envs.batched.optimizers import BatchedOptimizer
 from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task, unchanged
 from envs.training_run import Figures
+
+# Of a run: state of its data order and random numbers, and its buffers.
+Position = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]
 
 
 class _Stream:
@@ -25,21 +30,33 @@ class _Stream:
 
     def __init__(self, train: Split, batch_size: int, seed: int) -> None:
         self.data = DataOrder(train, batch_size, seed)
-        self.generator = torch.Generator().manual_seed(seed)  # of what model and augmentation draw
+        self._random = torch.Generator().manual_seed(seed).get_state()  # of what model and augmentation draw
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Let PyTorch's random numbers be those of this run."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = torch.get_rng_state()
+            torch.set_rng_state(outside)
 
     def state(self) -> tuple[dict[str, Any], Tensor]:
-        return self.data.state_dict(), self.generator.get_state()
+        return self.data.state_dict(), self._random
 
     def load(self, state: tuple[dict[str, Any], Tensor]) -> None:
         self.data.load_state_dict(state[0])
-        self.generator.set_state(state[1])
+        self._random = state[1]
 
 
 class BatchedRuns:
-    """``size`` training runs side by side, numbered by row; each equals a :class:`envs.training_run.TrainingRun`.
+    """``size`` training runs side by side, numbered; each equals a :class:`envs.training_run.TrainingRun`.
 
-    Parameters of all runs are one matrix (N, P), ``weights``; so are their gradients. A run that is left out of a call
-    stays as it is.
+    Parameters of all runs are one matrix (N, P), ``weights``; so are their gradients and the optimizer's state. Run i
+    has row ``rows[i]`` of all of them: :meth:`arrange` brings runs that are to be active together into neighbouring
+    rows, which are then trained in place. A run that is left out of a call stays as it is.
 
     :param task: what is trained
     :param optimizer: a name in :data:`envs.batched.optimizers.BATCHED_OPTIMIZERS`
@@ -55,67 +72,77 @@ class BatchedRuns:
         self._train, self._reward = data.train.to(self.device), data.reward.to(self.device)
         self.batch_size = min(task.batch_size, len(self._train))
         self.model = BatchedModel(task, self.device)
-        counts = [shape.numel() for shape in self.model.shapes.values()]
-        self._places = list(zip(torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False))
-        self.weights = torch.zeros(size, sum(counts), device=self.device)
+        self._counts = [shape.numel() for shape in self.model.shapes.values()]
+        self.weights = torch.zeros(size, sum(self._counts), device=self.device)
         self.gradients = torch.zeros_like(self.weights)
-        self.losses = torch.zeros(size, device=self.device)  # of the batches whose gradients are pending
+        self.losses = torch.zeros(size, device=self.device)  # by row, of the batches whose gradients are pending
         self.optimizer = BatchedOptimizer(optimizer, self.weights)
         self._buffers = {
             name: buffer.to(self.device).expand(size, *buffer.shape).clone()
             for name, buffer in self.model.buffers.items()
         }
         self._streams: dict[int, _Stream] = {}
+        self.rows = np.arange(size)  # of each run
+        self._order = np.arange(size)  # the run of each row
 
     # ------------------------------------------------------------------ what happens to runs
 
-    def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
-        """Begin new runs in some rows; their gradients are not pending yet."""
-        for row, seed in zip(rows, seeds, strict=True):
-            stream = self._streams[row] = _Stream(self._train, self.task.batch_size, int(seed))
-            outside = torch.get_rng_state()
-            torch.set_rng_state(stream.generator.get_state())
-            model = self.task.new_model()
-            stream.generator.set_state(torch.get_rng_state())
-            torch.set_rng_state(outside)
+    def begin(self, runs: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin some runs anew; their gradients are not pending yet."""
+        for run, seed in zip(runs, seeds, strict=True):
+            stream = self._streams[run] = _Stream(self._train, self.task.batch_size, int(seed))
+            with stream.drawing():
+                model = self.task.new_model()
+            row = self.rows[run]
             with torch.no_grad():
                 self.weights[row] = nn.utils.parameters_to_vector(model.parameters())
                 for name, buffer in model.named_buffers():
                     self._buffers[name][row] = buffer
-        self.optimizer.begin(torch.tensor(list(rows), dtype=torch.long))
+        self.optimizer.begin(self._rows_of(runs))
+
+    def arrange(self, priority: np.ndarray) -> None:
+        """Move runs to other rows, so that those of the highest priority are in the first ones.
+
+        :param priority: a number a run, (N,)
+        """
+        if (np.diff(priority[self._order]) <= 0).all():
+            return
+        order = np.argsort(-priority, kind="stable")
+        moved = torch.from_numpy(self.rows[order]).to(self.device)  # the row that comes to each row
+        for tensor in (*self._tensors(), self.gradients, self.losses, *self._buffers.values()):
+            tensor.copy_(tensor[moved])
+        self.optimizer.steps.copy_(self.optimizer.steps[moved.cpu()])
+        self._order = order
+        self.rows[order] = np.arange(self.size)
 
     def compute_gradients(self, active: Tensor) -> None:
         """Draw the next batch of some runs and compute its gradient, which is then pending.
 
         :param active: which runs, bool (N,), on the host
         """
-        rows = active.nonzero().squeeze(1).tolist()
-        everyone, there = len(rows) == self.size, torch.tensor(rows, device=self.device)
-        leaves = {
-            name: tensor.detach().requires_grad_()
-            for name, tensor in self.views(self.weights if everyone else self.weights[there]).items()
-        }
-        buffers = self._buffers if everyone else {name: buffer[there] for name, buffer in self._buffers.items()}
-        examples = torch.stack([self._streams[i].data.next_rows() for i in rows])
-        parts = []
-        for part in examples.split(self.batch_size // self.task.accumulation, dim=1):
-            inputs, targets, masks = self._batch(part, rows)
+        rows, runs = self._active(active)
+        whole = isinstance(rows, slice)  # views, and no copies
+        weights = self.weights[rows]
+        buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
+        gradients = self.gradients[rows] if whole else torch.empty_like(weights)
+        into = list(self.views(gradients).values())
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.views(weights).items()}
+        examples = torch.stack([self._streams[run].data.next_rows() for run in runs])
+        losses = torch.zeros(len(runs), device=self.device)
+        for number, part in enumerate(examples.split(self.batch_size // self.task.accumulation, dim=1)):
+            inputs, targets, masks = self._batch(part, runs)
             loss = self.model.losses(leaves, buffers, masks, inputs, targets) / self.task.accumulation
             found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
-            parts.append((torch.cat([gradient.flatten(1) for gradient in found], dim=1), loss.detach()))
-        total, losses = parts[0]
-        for more, its_losses in parts[1:]:
-            total.add_(more)
-            losses = losses + its_losses
+            (torch._foreach_add_ if number else torch._foreach_copy_)(into, found)
+            losses += loss.detach()
         if self.task.clip_norm is not None:
-            norms = torch.linalg.vector_norm(total, dim=1, keepdim=True)
-            total.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
-        if everyone:
-            self.gradients, self.losses = total, losses
-        else:
-            self.gradients[there], self.losses[there] = total, losses
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            gradients.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
+        self.losses[rows] = losses
+        if not whole:
+            self.gradients[rows] = gradients
             for name, buffer in buffers.items():
-                self._buffers[name][there] = buffer
+                self._buffers[name][rows] = buffer
 
     def apply_updates(self, rates: Tensor, active: Tensor) -> None:
         """Apply the pending gradients of some runs.
@@ -123,17 +150,18 @@ class BatchedRuns:
         :param rates: learning rates, float64 (N,), on the host
         :param active: which runs, bool (N,), on the host
         """
-        self.optimizer.step(self.gradients, rates, active)
+        rows, runs = self._active(active)
+        self.optimizer.step(self.gradients[rows], rates[runs], rows)
 
-    def evaluate_reward_split(self, rows: Sequence[int], with_metrics: bool = True) -> list[Figures]:
+    def evaluate_reward_split(self, runs: Sequence[int], with_metrics: bool = True) -> list[Figures]:
         """Return loss, and if wanted metrics, of some runs on the whole reward split, as it is evaluated alone."""
-        if not rows:
+        if not runs:
             return []
-        there = torch.tensor(list(rows), device=self.device)
-        parameters = self.views(self.weights[there])
-        buffers = {name: buffer[there] for name, buffer in self._buffers.items()}
+        rows = self._rows_of(runs)
+        parameters = self.views(self.weights[rows])
+        buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
         count, split = len(self._reward), self._reward
-        losses, collected = torch.zeros(len(rows), dtype=torch.float64, device=self.device), []
+        losses, collected = torch.zeros(len(runs), dtype=torch.float64, device=self.device), []
         for part in torch.arange(count).split(self.task.evaluation_batch_size):
             inputs, targets = split.batch(part)
             outputs = self.model.outputs(parameters, buffers, self.task.prepare(inputs, False))
@@ -151,41 +179,64 @@ class BatchedRuns:
 
     # ------------------------------------------------------------------ going back
 
-    def state(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Return all that some runs need to go on exactly, but for pending gradients; indexing by rows copies."""
-        there = torch.tensor(list(rows), device=self.device)
+    def positions(self, runs: Sequence[int]) -> dict[int, Position]:
+        """Return where data order, random numbers and buffers of some runs stand, by run: what a gradient moves."""
         return {
-            "tensors": [tensor[there] for tensor in self._tensors()],
-            "buffers": {name: buffer[there] for name, buffer in self._buffers.items()},
-            "steps": self.optimizer.steps[list(rows)],
-            "streams": [self._streams[row].state() for row in rows],
+            run: (self._streams[run].state(), [buffer[self.rows[run]].clone() for buffer in self._buffers.values()])
+            for run in runs
         }
 
-    def load_state(self, rows: Sequence[int], state: dict[str, Any], chosen: Sequence[int] | None = None) -> None:
+    def state(self, positions: dict[int, Position]) -> dict[str, Any]:
+        """Return all that some runs need to go on exactly, but for pending gradients.
+
+        :param positions: of these runs, from before the gradients that are pending now
+        """
+        rows = self._rows_of(list(positions))
+        return {
+            "tensors": [tensor[rows] for tensor in self._tensors()],
+            "steps": self.optimizer.steps[rows.cpu()],
+            "positions": list(positions.values()),
+        }
+
+    def load_state(self, runs: Sequence[int], state: dict[str, Any], chosen: Sequence[int] | None = None) -> None:
         """Put states back.
 
-        :param rows: which runs get them
+        :param runs: which runs get them
         :param state: what :meth:`state` returned
         :param chosen: which of its runs, by place; None: all of them
         """
-        chosen = range(len(rows)) if chosen is None else chosen
-        there, from_ = (torch.tensor(list(numbers), device=self.device) for numbers in (rows, chosen))
+        chosen = range(len(runs)) if chosen is None else chosen
+        rows, from_ = self._rows_of(runs), torch.tensor(list(chosen), device=self.device)
         for tensor, saved in zip(self._tensors(), state["tensors"], strict=True):
-            tensor[there] = saved[from_]
-        for name, saved in state["buffers"].items():
-            self._buffers[name][there] = saved[from_]
-        self.optimizer.steps[list(rows)] = state["steps"][list(chosen)]
-        for row, place in zip(rows, chosen, strict=True):
-            self._streams[row].load(state["streams"][place])
+            tensor[rows] = saved[from_]
+        self.optimizer.steps[rows.cpu()] = state["steps"][list(chosen)]
+        for run, place in zip(runs, chosen, strict=True):
+            stream, buffers = state["positions"][place]
+            self._streams[run].load(stream)
+            for buffer, saved in zip(self._buffers.values(), buffers, strict=True):
+                buffer[self.rows[run]] = saved
 
     # ------------------------------------------------------------------ inside
 
     def views(self, matrix: Tensor) -> dict[str, Tensor]:
         """Return views (n, *shape) of the parameters' places in a matrix (n, P), by name."""
         return {
-            name: matrix[:, start : start + count].unflatten(1, shape) if shape else matrix[:, start]
-            for (name, shape), (start, count) in zip(self.model.shapes.items(), self._places, strict=True)
+            name: part.view(len(matrix), *shape)
+            for (name, shape), part in zip(self.model.shapes.items(), self.split(matrix), strict=True)
         }
+
+    def split(self, matrix: Tensor) -> Sequence[Tensor]:
+        """Return the parts of a matrix (..., P) that belong to each parameter tensor."""
+        return matrix.split(self._counts, dim=-1)
+
+    def _rows_of(self, runs: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self.rows[list(runs)]).to(self.device)
+
+    def _active(self, active: Tensor) -> tuple[slice | Tensor, list[int]]:
+        """Return the rows of active runs, a slice if they are the first ones, and the run of each."""
+        rows = np.sort(self.rows[active.numpy()])
+        runs = self._order[rows].tolist()
+        return (slice(len(runs)) if np.array_equal(rows, np.arange(len(rows))) else self._rows_of(runs)), runs
 
     def _tensors(self) -> list[Tensor]:
         return [self.weights, *self.optimizer.state]
@@ -201,14 +252,10 @@ class BatchedRuns:
         if self.task.prepare is unchanged and not shapes:
             return inputs, targets, {}
         prepared, masks = [], {name: torch.ones(len(runs), *shape) for name, shape in shapes.items()}
-        outside = torch.get_rng_state()
         for i, run in enumerate(runs):
-            stream = self._streams[run]
-            torch.set_rng_state(stream.generator.get_state())
-            prepared.append(self.task.prepare(inputs[i], True))
-            for name, mask in masks.items():
-                keep = 1.0 - self.model.dropouts[name]
-                mask[i].bernoulli_(keep).div_(keep)
-            stream.generator.set_state(torch.get_rng_state())
-        torch.set_rng_state(outside)
+            with self._streams[run].drawing():
+                prepared.append(self.task.prepare(inputs[i], True))
+                for name, mask in masks.items():
+                    keep = 1.0 - self.model.dropouts[name]
+                    mask[i].bernoulli_(keep).div_(keep)
         return torch.stack(prepared), targets, {name: mask.to(self.device) for name, mask in masks.items()}
