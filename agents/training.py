@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.controllers import ScheduleController
@@ -134,13 +135,22 @@ class ScheduleReference:
 
 
 class _Watch(BaseCallback):
-    """Counts episodes, reports progress and writes scalars."""
+    """Counts episodes, reports progress, writes scalars and tells when PPO has updated the policy.
 
-    def __init__(self, reference: ScheduleReference, report: Callable[[Progress], None]) -> None:
+    :param updated: called after every update but the last, which no rollout follows
+    """
+
+    def __init__(
+        self, reference: ScheduleReference, report: Callable[[Progress], None], updated: Callable[[], None]
+    ) -> None:
         super().__init__()
-        self._reference, self._report = reference, report
+        self._reference, self._report, self._updated = reference, report, updated
         self.episodes, self.diverged = 0, 0
         self.recent: deque[tuple[float, float, int, float]] = deque(maxlen=256)
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps:
+            self._updated()
 
     def _on_step(self) -> bool:
         before = self.episodes
@@ -177,6 +187,7 @@ def train(
     config: TrainConfig,
     tensorboard: Path | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    on_policy: Callable[[GNSPolicy, int], None] | None = None,
 ) -> GNSPolicy:
     """Train a policy by PPO on episodes over all tasks, and return it.
 
@@ -184,6 +195,8 @@ def train(
 
     :param tensorboard: folder for TensorBoard's scalars
     :param report: called after every episode
+    :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
+        is then and the episodes done; draws from torch's global generator in it change no result
     """
     single_thread()
     start = time.perf_counter()
@@ -199,12 +212,27 @@ def train(
     )
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
-        watch = _Watch(reference, report)
+
+        def export() -> GNSPolicy:
+            return export_policy(model, config.env, config.agent, _about(tasks, config, watch))
+
+        def updated() -> None:
+            if on_policy is not None:
+                with torch.random.fork_rng(devices=[]):  # a new network draws its first weights
+                    on_policy(export(), watch.episodes)
+
+        watch = _Watch(reference, report, updated)
         model.learn(config.total_episodes * decisions, callback=watch, tb_log_name="ppo")
+        updated()
     finally:
         venv.close()
-    progress = watch.progress()
-    training = {
+    _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
+    return export()
+
+
+def _about(tasks: Sequence[Task], config: TrainConfig, watch: _Watch) -> dict[str, Any]:
+    """What a policy was trained on, for its model card."""
+    return {
         "tasks": ", ".join(task.name for task in tasks),
         "optimizers": ", ".join(sorted({name for task in tasks for name in config.env.optimizers_of(task)})),
         "budgets": ", ".join(sorted({"{} to {} updates".format(*config.env.budgets_of(task)) for task in tasks})),
@@ -212,10 +240,8 @@ def train(
         "episodes": watch.episodes,
         "episodes lost to divergence": watch.diverged,
         "seed": config.seed,
-        "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
+        "loss over tuned schedules at the end, on the reward split": _rounded(watch.progress().ratio),
     }
-    _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
-    return export_policy(model, config.env, config.agent, training)
 
 
 def _priors(tasks: Sequence[Task], env: EnvConfig) -> dict[str, Any]:
