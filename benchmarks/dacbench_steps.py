@@ -1,6 +1,6 @@
 """The side of :mod:`benchmarks.environment_steps` that runs in DACBench's interpreter, and the stopwatch of both sides.
 
-    dacbench/bin/python benchmarks/dacbench_steps.py FOLDER        # prints one line of JSON
+    outputs/dacbench/bin/python benchmarks/dacbench_steps.py FOLDER        # prints one line of JSON
 
 FOLDER holds ``data.npz`` (what to train on and what to hold out) and ``model.pt`` (a pickled model). DACBench's SGD
 environment (Eimer et al., "DACBench", IJCAI 2021; package version 0.5.6) then trains that model on those data: through

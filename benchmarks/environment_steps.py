@@ -1,6 +1,6 @@
 """Decisions a second of environments that train a network, and which share of a bare training loop's speed is left.
 
-    python -m benchmarks.environment_steps --dacbench dacbench/bin/python
+    python -m benchmarks.environment_steps --dacbench outputs/dacbench/bin/python
 
 Three environments train one model on one batch size with AdamW: the single one (padded, as it is collected), 32 of them
 whose runs are trained together, and DACBench's SGD environment, see :mod:`benchmarks.dacbench_steps`. Each takes turns
@@ -15,8 +15,8 @@ each of its two modes, a whole pass and one update, still 20 decisions an episod
 
 DACBench has dependencies of its own, and lives in an environment of its own::
 
-    python3 -m venv dacbench
-    dacbench/bin/pip install -c constraints.txt torch torchvision==0.28.0 DACBench
+    python3 -m venv outputs/dacbench
+    outputs/dacbench/bin/pip install -c constraints.txt torch torchvision==0.28.0 DACBench==0.5.6
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ VARIABLE = "GNS_DACBENCH_PYTHON"
 OPTIMIZER = "adamw"  # the one that DACBench has
 TOGETHER = 32
 HOW_TO = (
-    "To measure DACBench beside: python3 -m venv dacbench && dacbench/bin/pip install -c constraints.txt torch "
-    f"torchvision==0.28.0 DACBench, then pass --dacbench dacbench/bin/python or set {VARIABLE}."
+    "To measure DACBench beside: python3 -m venv outputs/dacbench && outputs/dacbench/bin/pip install -c "
+    "constraints.txt torch torchvision==0.28.0 DACBench==0.5.6, then pass --dacbench outputs/dacbench/bin/python or "
+    f"set {VARIABLE}."
 )
 # As envs.memory keeps freed memory: glibc reads these when a process starts.
 _KEEP_MEMORY = {
