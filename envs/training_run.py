@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -340,10 +340,12 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
-def autocast(task: Task, device: torch.device) -> torch.autocast:
+def autocast(task: Task, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context that forward passes of a task run under; it does nothing at precision ``float32``."""
+    if task.precision == "float32":
+        return nullcontext()
     dtype = torch.float16 if task.precision == "float16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=task.precision != "float32")
+    return torch.autocast(device.type, dtype=dtype)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from envs.batched.model import BatchedModel
 from envs.batched.optimizers import BatchedOptimizer
+from envs.batched.tracing import Traced
 from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task, unchanged
 from envs.training_run import Figures
@@ -81,6 +82,7 @@ class BatchedRuns:
             name: buffer.to(self.device).expand(size, *buffer.shape).clone()
             for name, buffer in self.model.buffers.items()
         }
+        self._passes = Traced(self._losses_and_gradients)
         self._streams: dict[int, _Stream] = {}
         self.rows = np.arange(size)  # of each run
         self._order = np.arange(size)  # the run of each row
@@ -126,15 +128,13 @@ class BatchedRuns:
         buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
         gradients = self.gradients[rows] if whole else torch.empty_like(weights)
         into = list(self.views(gradients).values())
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.views(weights).items()}
+        parameters = list(self.views(weights).values())
         examples = torch.stack([self._streams[run].data.next_rows() for run in runs])
         losses = torch.zeros(len(runs), device=self.device)
         for number, part in enumerate(examples.split(self.batch_size // self.task.accumulation, dim=1)):
-            inputs, targets, masks = self._batch(part, runs)
-            loss = self.model.losses(leaves, buffers, masks, inputs, targets) / self.task.accumulation
-            found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
+            loss, found = self._passes(parameters, buffers, *self._batch(part, runs))
             (torch._foreach_add_ if number else torch._foreach_copy_)(into, found)
-            losses += loss.detach()
+            losses += loss
         if self.task.clip_norm is not None:
             norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
             gradients.mul_((self.task.clip_norm / (norms + 1e-6)).clamp(max=1.0))
@@ -240,6 +240,18 @@ class BatchedRuns:
 
     def _tensors(self) -> list[Tensor]:
         return [self.weights, *self.optimizer.state]
+
+    def _losses_and_gradients(
+        self, parameters: list[Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor, masks: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return each run's part of its loss, (n,), and the gradients of it; buffers are moved in place.
+
+        :param parameters: tensors (n, *shape)
+        """
+        leaves = [tensor.detach().requires_grad_() for tensor in parameters]
+        by_name = dict(zip(self.model.shapes, leaves, strict=True))
+        losses = self.model.losses(by_name, buffers, masks, inputs, targets) / self.task.accumulation
+        return losses.detach(), torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
 
     def _batch(self, examples: Tensor, runs: Sequence[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return prepared inputs, targets and dropout masks of n runs.
