@@ -2,12 +2,13 @@
 
     python -m benchmarks.collection                                  # updates a second, N runs together over one alone
     python -m benchmarks.collection --processes 2                    # the same, in two processes at once in both
-    python -m benchmarks.collection --environment --tasks digits_mlp # the environment's share beyond its updates
+    python -m benchmarks.collection --threads 2                      # the same, two threads in both
+    python -m benchmarks.collection --environment --runs 32          # the environment's share beyond its updates
 
 *Alone* is a plain PyTorch loop on one model: draw a batch, forward, backward, ``torch.optim`` (fused, if that is
 faster). *Together* is :class:`envs.batched.runs.BatchedRuns`. All take turns of a fraction of a second; medians of
-ratios of neighbouring turns are printed. Every process has one thread, keeps memory that it frees and flushes
-denormals, as in training.
+ratios of neighbouring turns are printed. Every process has one thread if nothing else is said, keeps memory
+that it frees and flushes denormals, as in training.
 """
 
 from __future__ import annotations
@@ -91,17 +92,22 @@ def in_turns(turns: dict[str, Turn], seconds: float, start: Any = None) -> dict[
     return speeds
 
 
-def _measure(task: str, optimizer: str, sizes: Sequence[int], seconds: float, start: Any, results: Any) -> None:
+def _measure(
+    task: str, optimizer: str, sizes: Sequence[int], seconds: float, threads: int, start: Any, results: Any
+) -> None:
     single_thread()
+    torch.set_num_threads(threads)
     turns = {"alone": alone(task, optimizer, False), "alone, fused": alone(task, optimizer, True)}
     results.put(in_turns(turns | {str(n): together(task, optimizer, n) for n in sizes}, seconds, start))
 
 
-def compare(task: str, optimizer: str, sizes: Sequence[int], seconds: float, processes: int) -> dict[str, list[float]]:
+def compare(
+    task: str, optimizer: str, sizes: Sequence[int], seconds: float, processes: int = 1, threads: int = 1
+) -> dict[str, list[float]]:
     """Return ratios of turns to the faster way alone, by number of runs; of all processes."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.Queue()
-    arguments = (task, optimizer, sizes, seconds, start, results)
+    arguments = (task, optimizer, sizes, seconds, threads, start, results)
     workers = [context.Process(target=_measure, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
@@ -165,8 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--optimizer", default="adam", choices=sorted(OPTIMIZERS))
-    parser.add_argument("--runs", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--runs", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process, for all ways alike")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each task")
     parser.add_argument("--environment", action="store_true")
     parser.add_argument("--steps", type=int, default=60, help="of the environment")
@@ -174,9 +181,9 @@ def main() -> None:
     args = parser.parse_args()
     for task in args.tasks:
         if args.environment:
-            environment_share(task, args.optimizer, max(args.runs), args.steps, args.reward_probability)
+            environment_share(task, args.optimizer, args.runs[-1], args.steps, args.reward_probability)
         else:
-            compare(task, args.optimizer, args.runs, args.seconds, args.processes)
+            compare(task, args.optimizer, args.runs, args.seconds, args.processes, args.threads)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from plain_loop import small_task
 from torch import nn
 
 from envs import get_task
-from envs.batched.model import NotBatchableError, SlicedMaxPool2d, cross_entropies
+from envs.batched.model import FoldedMaxPool2d, NotBatchableError, cross_entropies
 from envs.batched.observing import sums_of
 from envs.batched.runs import BatchedRuns
 from envs.training_run import OPTIMIZERS, TrainingRun
@@ -206,7 +206,7 @@ def test_a_run_that_begins_in_a_used_row_knows_nothing_of_the_last_one():
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 2)])
 def test_pooling_for_many_runs_is_pytorchs(size):
     inputs = torch.randn(4, 5, 3, *size).relu().requires_grad_()  # with many equal entries
-    pooled = torch.vmap(SlicedMaxPool2d())(inputs)
+    pooled = torch.vmap(FoldedMaxPool2d())(inputs)
     expected = nn.MaxPool2d(2)(inputs.flatten(0, 1)).unflatten(0, (4, 5))
     assert torch.equal(pooled, expected)
     weights = torch.randn_like(pooled)

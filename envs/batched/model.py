@@ -1,8 +1,7 @@
 """A task's model as a function of its parameters, so that N sets of parameters are evaluated at once.
 
 The model is rewritten where ``torch.func.vmap`` cannot follow it or is slow: a dropout layer takes its mask as an
-input, drawn beforehand from the run's own random numbers, and 2x2 max pooling compares slices, which takes a CPU a
-third of the time.
+input, drawn beforehand from the run's own random numbers, and 2x2 max pooling keeps channels last in memory.
 """
 
 from __future__ import annotations
@@ -37,24 +36,15 @@ class MaskedDropout(nn.Module):
         return inputs if self.mask is None or not self.training else inputs * self.mask
 
 
-class _SlicedPooling(torch.autograd.Function):
-    """2x2 max pooling of (..., H, W) by comparing slices; backward is PyTorch's own.
+class _Pooling(torch.autograd.Function):
+    """PyTorch's 2x2 max pooling of (B, C, H, W), which under ``vmap`` takes runs and channels for one dimension.
 
-    Of equal entries the first in reading order is the largest, as in PyTorch.
+    Its second result, the places of the largest entries, has no gradient.
     """
 
     @staticmethod
     def forward(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = inputs.shape[-2:]
-        used = inputs[..., : height // 2 * 2, : width // 2 * 2]
-        left, right = used[..., 0::2], used[..., 1::2]
-        is_right, of_rows = right > left, torch.maximum(left, right)
-        upper, lower = of_rows[..., 0::2, :], of_rows[..., 1::2, :]
-        is_lower, pooled = lower > upper, torch.maximum(upper, lower)
-        column = (is_lower & is_right[..., 1::2, :]) | (~is_lower & is_right[..., 0::2, :])
-        corners = torch.arange(0, height // 2 * 2, 2, device=inputs.device).unsqueeze(1) * width
-        corners = corners + torch.arange(0, width // 2 * 2, 2, device=inputs.device)
-        return pooled, torch.add(corners + column, is_lower, alpha=width)
+        return torch.ops.aten.max_pool2d_with_indices.default(inputs, [2, 2], [2, 2])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -65,22 +55,23 @@ class _SlicedPooling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
         inputs, places = ctx.saved_tensors
-        flat = inputs.reshape(-1, 1, *inputs.shape[-2:])
-        gradient, places = (tensor.reshape(-1, 1, *tensor.shape[-2:]) for tensor in (gradient, places))
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
         backward = torch.ops.aten.max_pool2d_with_indices_backward.default
-        return backward(gradient, flat, [2, 2], [2, 2], [0, 0], [1, 1], False, places).view_as(inputs)
+        return backward(gradient, inputs, [2, 2], [2, 2], [0, 0], [1, 1], False, places)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, ...], inputs: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-        return _SlicedPooling.apply(inputs), in_dims[0]  # whatever the dimensions before the last two are
+    def vmap(info: Any, in_dims: tuple[int, ...], inputs: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        folded = inputs.movedim(in_dims[0], 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        pooled, places = (tensor.unflatten(1, (info.batch_size, -1)) for tensor in _Pooling.apply(folded))
+        return (pooled, places), (1, 1)
 
 
-class SlicedMaxPool2d(nn.Module):
-    """2x2 max pooling of (..., H, W)."""
+class FoldedMaxPool2d(nn.Module):
+    """2x2 max pooling of (B, C, H, W) with runs and channels last in memory: ten times as fast as channels first."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return (..., H // 2, W // 2)."""
-        return _SlicedPooling.apply(inputs)[0]
+        """Return (B, C, H // 2, W // 2)."""
+        return _Pooling.apply(inputs)[0]
 
 
 class BatchedModel:
@@ -106,7 +97,7 @@ class BatchedModel:
         self._losses: Callable[..., Tensor] = vmap(self._training_loss)
         self._logits: Callable[..., Tensor] = vmap(self._training_outputs)
         self._split_losses: Callable[[Tensor, Tensor], Tensor] = vmap(task.loss, in_dims=(0, None))
-        self._outputs: Callable[..., Tensor] = vmap(self._evaluation_outputs, in_dims=(0, 0, None))
+        self._outputs: Callable[..., Tensor] = vmap(self._evaluation_outputs)
 
     def losses(
         self,
@@ -146,7 +137,7 @@ class BatchedModel:
 
     @torch.no_grad()
     def outputs(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """Return each run's outputs for one prepared batch in evaluation mode, (n, B, ...)."""
+        """Return each run's outputs for prepared batches (n, B, ...) in evaluation mode, (n, B, ...)."""
         return self._outputs(parameters, buffers, inputs)
 
     @torch.no_grad()
@@ -155,6 +146,20 @@ class BatchedModel:
         if self.task.loss is cross_entropy:
             return cross_entropies(outputs, targets.expand(len(outputs), *targets.shape))
         return self._split_losses(outputs, targets)
+
+
+def laid_out(inputs: Tensor) -> Tensor:
+    """Lay a batch of each run out as layers for many runs are fast on; images with runs and channels last in memory.
+
+    Convolutions of many runs are one with groups, (B, n C, H, W); with channels last it is faster, elementwise layers
+    and pooling follow it, and nothing is copied on the way.
+
+    :param inputs: (n, B, ...)
+    :return: the same tensor
+    """
+    if inputs.dim() != 5:
+        return inputs
+    return inputs.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -188,7 +193,7 @@ def _rewritten(model: nn.Module) -> nn.Module:
         if type(child) is nn.Dropout:
             setattr(model, name, MaskedDropout(child.p))
         elif type(child) is nn.MaxPool2d and _is_two_by_two(child):
-            setattr(model, name, SlicedMaxPool2d())
+            setattr(model, name, FoldedMaxPool2d())
         else:
             _rewritten(child)
     return model

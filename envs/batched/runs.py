@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.batched.model import BatchedModel
+from envs.batched.model import BatchedModel, laid_out
 from envs.batched.optimizers import BatchedOptimizer
 from envs.batched.tracing import Traced
 from envs.data_order import DataOrder
@@ -19,6 +19,9 @@ from envs.training_run import Figures
 
 # Of a run: state of its data order and random numbers, and its buffers.
 Position = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]
+
+
+_EVALUATED_AT_ONCE = 4096  # examples of all runs: what an evaluation holds in memory stays small
 
 
 class _Stream:
@@ -162,9 +165,12 @@ class BatchedRuns:
         buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
         count, split = len(self._reward), self._reward
         losses, collected = torch.zeros(len(runs), dtype=torch.float64, device=self.device), []
-        for part in torch.arange(count).split(self.task.evaluation_batch_size):
+        at_once = min(self.task.evaluation_batch_size, max(1, _EVALUATED_AT_ONCE // len(runs)))
+        for part in torch.arange(count).split(at_once):
             inputs, targets = split.batch(part)
-            outputs = self.model.outputs(parameters, buffers, self.task.prepare(inputs, False))
+            inputs = self.task.prepare(inputs, False)
+            everyones = laid_out(inputs.expand(len(runs), *inputs.shape))
+            outputs = self.model.outputs(parameters, buffers, everyones)
             losses += self.model.split_losses(outputs, targets).double() * (len(part) / count)
             if with_metrics:
                 collected.append(torch.stack([self.task.collect(output) for output in outputs]))
@@ -262,7 +268,7 @@ class BatchedRuns:
         inputs, targets = (value.unflatten(0, examples.shape) for value in (inputs, targets))
         shapes = self.model.mask_shapes
         if self.task.prepare is unchanged and not shapes:
-            return inputs, targets, {}
+            return laid_out(inputs), targets, {}
         prepared, masks = [], {name: torch.ones(len(runs), *shape) for name, shape in shapes.items()}
         for i, run in enumerate(runs):
             with self._streams[run].drawing():
@@ -270,4 +276,4 @@ class BatchedRuns:
                 for name, mask in masks.items():
                     keep = 1.0 - self.model.dropouts[name]
                     mask[i].bernoulli_(keep).div_(keep)
-        return torch.stack(prepared), targets, {name: mask.to(self.device) for name, mask in masks.items()}
+        return laid_out(torch.stack(prepared)), targets, {name: mask.to(self.device) for name, mask in masks.items()}
