@@ -56,6 +56,8 @@ class ResultsCache:
         try:
             entry = json.loads(line.decode("utf-8"))
             key, row = entry["key"], entry["row"]
+            if not (isinstance(key, str) and isinstance(row, dict)):
+                raise ValueError("it is no row by its key")
             if entry["check"] != _check(key, row):
                 raise ValueError("its checksum is wrong")
             row["path"] = [(progress, rate) for progress, rate in row["path"]]

@@ -42,8 +42,32 @@ class SnapshotError(GNSError, OSError):
     """A snapshot of a run cannot be written to disk, or not be read back."""
 
 
+class StateError(GNSError, ValueError):
+    """A saved state is damaged, or of something else than what it is to be loaded into."""
+
+
+class MissingPackageError(GNSError, ImportError):
+    """An optional package is not installed."""
+
+
+class CheckpointError(GNSError, OSError):
+    """A checkpoint cannot be written to disk, or the folder of checkpoints not be read."""
+
+
+class CheckpointMismatchError(GNSError, ValueError):
+    """A checkpoint belongs to another configuration than the one that asks for it."""
+
+
 class OutOfOrderError(GNSError, RuntimeError):
     """A call came before one it needs, or after the end."""
+
+
+class WorkerError(GNSError, RuntimeError):
+    """A worker raised, or was lost too often."""
+
+
+class WorkerLostError(GNSError, RuntimeError):
+    """A worker died or did not answer in time."""
 
 
 class RanksDisagreeError(GNSError, RuntimeError):

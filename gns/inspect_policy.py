@@ -16,7 +16,8 @@ from gns.console import print_line, print_table
 from gns.decision_config import DecisionConfig
 from gns.errors import PolicyFormatError
 from gns.features import get_schema
-from gns.policy import CONFIG_FILE, MAX_FILE_BYTES, WEIGHTS_FILE, GNSPolicy
+from gns.policy import CONFIG_FILE, WEIGHTS_FILE, GNSPolicy
+from gns.policy_files import MAX_FILE_BYTES
 
 CARD_FILE = "README.md"
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
     if isinstance(policy, GNSPolicy):
         found = copy.deepcopy(policy)
     elif isinstance(policy, str | Path) and str(policy):
-        if Path(policy).is_file():
+        if os.path.isfile(policy):  # False where a name is too long for one
             raise PolicyFormatError(
                 f"{policy} is a file; expected the folder of a policy, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a "
                 "Hub id. Pickled checkpoints are not read."

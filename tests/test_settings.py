@@ -1,8 +1,11 @@
+import sys
 from dataclasses import dataclass, field
 
 import pytest
+from omegaconf import OmegaConf
 
-from agents.settings import build
+from agents.command import launch
+from agents.settings import build, check_choices, refuse_code
 from gns.errors import InvalidSettingError, UnknownNameError
 
 
@@ -61,3 +64,128 @@ def test_an_unknown_key_is_named_with_its_path_and_the_nearest_known_one():
 def test_a_value_of_another_kind_is_refused(settings):
     with pytest.raises(InvalidSettingError, match="expected"):
         build(Outer, settings)
+
+
+# ---------------------------------------------------------------------- nothing on a command line names code
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "_target_=os.system",
+        "+task._target_=os.system",
+        "++agent.network={_target_: os.system}",
+        "env={a: [1, {b: {_target_: x}}]}",
+        "seed=choice(1, {_target_: x})",
+        "+agent._args_=[1]",
+        "+task@x._target_=digits_mlp",
+    ],
+)
+def test_a_key_that_names_code_is_refused(argument):
+    with pytest.raises(InvalidSettingError, match="names code"):
+        check_choices([argument])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "+hydra.callbacks.x._target_=os.system",
+        "hydra.launcher._target_=os.system",
+        "hydra={callbacks: {x: {}}}",
+        "hydra.searchpath=[pkg://os]",
+        "+hydra.job_logging.handlers.x.class=logging.Handler",
+        "hydra.job.env_set.LD_PRELOAD=x",
+        "hydra/launcher=joblib",
+        "hydra/job_logging=none",
+        "~hydra.run.dir",
+        "+task@hydra.callbacks.x=digits_mlp",
+    ],
+)
+def test_a_setting_by_which_hydra_would_import_is_refused(argument):
+    with pytest.raises(InvalidSettingError, match=r"changes Hydra itself.*hydra\.run\.dir"):
+        check_choices([argument])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--config-dir=/tmp",
+        "--config-dir",
+        "--config-d",
+        "-cd",
+        "-cp=/tmp",
+        "-cn",
+        "--exp=x.pickle",
+        "--experimental-rerun",
+    ],
+)
+def test_an_option_that_reads_other_configuration_is_refused(argument):
+    with pytest.raises(InvalidSettingError, match="configuration from elsewhere"):
+        check_choices(["seed=1", argument, "/tmp"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["task=../x", "+task=../x", "task='../x'", "task=[digits_mlp,../x]", "task=digits_mlp,../x", "task@y=/etc/x"],
+)
+def test_a_config_of_another_folder_is_refused(argument):
+    with pytest.raises(UnknownNameError, match="Unknown task"):
+        check_choices([argument])
+
+
+@pytest.mark.parametrize("argument", ["tracker=null", "agent@x=null", "tracker=3", "tracker={a: 1}", "~tracker=[]"])
+def test_a_choice_that_is_no_name_is_refused(argument):
+    with pytest.raises(UnknownNameError, match="expected one of"):
+        check_choices([argument])
+
+
+def test_a_group_that_does_not_exist_is_refused():
+    with pytest.raises(UnknownNameError, match="group of configurations 'task/x'; expected one of: agent,"):
+        check_choices(["task/x=../../y"])
+
+
+def test_what_is_nested_too_deeply_to_be_read_is_named():
+    with pytest.raises(InvalidSettingError, match="nested too deeply"):
+        check_choices(["a=" + "[" * 5000 + "]" * 5000])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "task=[digits_mlp,mnist1d_mlp]",
+        "task=digits_mlp,mnist1d_mlp",
+        "task=glob(digits*)",
+        "~controller",
+        "+controller.rex.sampling=10-10",
+        "name=_target_",
+        "name=${oc.env:USER}",
+        "hydra.run.dir=/tmp/x",
+        "hydra.mode=MULTIRUN",
+        "--cfg",
+        "--multirun",
+        "-m",
+        "--help",
+    ],
+)
+def test_what_is_of_use_passes(argument):
+    check_choices([argument])
+
+
+def test_a_key_that_names_code_is_refused_wherever_it_came_from():
+    with pytest.raises(InvalidSettingError, match="names code"):
+        build(Outer, {"inner": {"_target_": "os.system"}})
+    made = OmegaConf.create({"name": "x", "priors": '${oc.create:"{_target_: os.system}"}'})
+    with pytest.raises(InvalidSettingError, match="names code"):
+        build(Outer, made)
+    with pytest.raises(InvalidSettingError, match=r"task\.mine has a key"):
+        refuse_code({"a": [{"_target_": 1}]}, "task.mine")
+
+
+@pytest.mark.parametrize("entry", ["train_agent", "evaluate"])
+def test_the_commands_end_with_the_message_and_import_nothing(entry, monkeypatch, capsys, tmp_path):
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", [entry, "+hydra.callbacks.x._target_=trap.Callback"])
+    with pytest.raises(SystemExit, match=r"InvalidSettingError: .*changes Hydra itself"):
+        launch(entry, lambda config: None)
+    assert "trap" not in sys.modules

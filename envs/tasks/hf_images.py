@@ -87,10 +87,11 @@ def _pretrained(id: str, location: str, channels: int, classes: int, config: str
 
     with quiet():
         with explained(location, "weights", id):
-            own = AutoConfig.from_pretrained(location)
+            own = AutoConfig.from_pretrained(location, trust_remote_code=False)
         _require_image_classifier(f"Model type of id {id!r}", own.model_type)
         with _valid_settings(f"id {id!r}"):
-            wanted = AutoConfig.from_pretrained(location, **_settings(own, channels, classes, json.loads(config)))
+            changes = _settings(own, channels, classes, json.loads(config))
+            wanted = AutoConfig.from_pretrained(location, trust_remote_code=False, **changes)
         with explained(location, "weights", id):
             return read_template("AutoModelForImageClassification", location, config=wanted)
 

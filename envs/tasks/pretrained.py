@@ -67,7 +67,12 @@ def read_template(auto_class: str, location: str, **settings: Any) -> Template:
 
     with torch.random.fork_rng(devices=[]):
         model, report = getattr(transformers, auto_class).from_pretrained(
-            location, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
+            location,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **settings,
         )
     mismatched = {entry[0] for entry in report["mismatched_keys"]}
     return Template(copy.deepcopy(model), frozenset(report["missing_keys"] | mismatched))  # not mapped from the file
@@ -98,8 +103,8 @@ def new_from_config(auto_class: str, location: str, **settings: Any) -> nn.Modul
 
     with quiet():
         with explained(location, "configuration"):
-            config = transformers.AutoConfig.from_pretrained(location, **settings)
-        return getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
+            config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, **settings)
+        return getattr(transformers, auto_class).from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 @lru_cache(maxsize=8)
@@ -111,7 +116,7 @@ def load_tokenizer(location: str) -> Any:
     import transformers
 
     with quiet(), explained(location, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, use_fast=True, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
             raise OSError("There is no vocabulary.")
         return tokenizer
