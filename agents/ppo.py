@@ -20,7 +20,9 @@ from envs.batched.composite import make_vector
 from envs.learning_rate_env import EnvConfig
 from envs.memory import keep_freed_memory
 from envs.padding import unpad
+from envs.plain_state import loading
 from envs.tasks import Task
+from envs.vector_state import load_state_of, state_of
 from gns.network import GNSNetwork, NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
 
@@ -126,7 +128,7 @@ class TaskReturnScaling(VecEnvWrapper):
 
     Tasks differ in how far their loss can fall, and returns of one scale let one critic and one clip range serve all.
     Welford's algorithm; until a pair has two episodes its rewards stay as they are. Raw returns stay in
-    ``info["episode_return"]``.
+    ``info["episode_return"]``, which an episode lost with its worker (``info["dropped"]``) has not.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -145,10 +147,28 @@ class TaskReturnScaling(VecEnvWrapper):
         keys = [f"{info['task']}/{info['optimizer']}" for info in infos]
         self._returns += rewards
         for i in np.flatnonzero(dones):
+            if infos[i].get("dropped"):  # lost with its worker before its end: no return is known
+                self._returns[i] = 0.0
+                continue
             infos[i]["episode_return"] = float(self._returns[i])
             self._note(keys[i], float(self._returns[i]))
             self._returns[i] = 0.0
         return observations, rewards / np.array([self.deviation(key) for key in keys]), dones, infos
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments, returns under way and the state of the environments: plain values."""
+        moments = {key: list(values) for key, values in self.moments.items()}
+        return {"moments": moments, "returns": self._returns.tolist(), "environments": state_of(self.venv)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, the environments as well.
+
+        :raises StateError: if it is of other environments, or damaged
+        """
+        with loading():
+            load_state_of(self.venv, state["environments"])
+            self.moments = {key: list(values) for key, values in state["moments"].items()}
+            self._returns = np.array(state["returns"], dtype=np.float64)
 
     def deviation(self, key: str) -> float:
         """Standard deviation of the returns so far, at least 0.05 (a loss that differs by 5 %); 1 while unknown."""
@@ -164,13 +184,15 @@ class TaskReturnScaling(VecEnvWrapper):
 
 
 def make_vec_env(
-    tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int, together: bool = True
-) -> VecEnv:
-    """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` processes (0: in this one).
+    tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int, together: bool = True, **how: Any
+) -> TaskReturnScaling:
+    """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` workers (0: in this process).
 
     :param together: whether runs of one task and optimizer may be trained together, where that is faster
+    :param how: ``engine``, ``timeout``, ``max_restarts``, ``address`` and ``resources`` of the workers, see
+        :func:`envs.batched.composite.make_vector`
     """
-    venv = make_vector(tasks, config, num_envs, workers, together)
+    venv = make_vector(tasks, config, num_envs, workers, together, **how)
     venv.seed(seed)
     return TaskReturnScaling(venv)
 

@@ -1,24 +1,26 @@
-"""Many training runs in a few processes."""
+"""Many training runs in a few processes, or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from agents.controllers.base import Controller
-from agents.ppo import single_thread
+from agents.lanes import make_lanes, run_in_lanes
 from agents.results_cache import ResultsCache, result_key
 from envs.learning_rate_env import Episode
+from envs.ray_cluster import check_engine
 from envs.tasks import Split, Task
 from envs.training_run import evaluate_split
 
 PATH_POINTS = 100  # points of a rate path that are kept
+ATTEMPTS = 2  # at a job whose process dies
 _SPLITS_KEPT = 8
+_LOGGER = logging.getLogger(__name__)
 _TEST_SPLITS: dict[str, Split] = {}
 
 
@@ -39,14 +41,27 @@ def run_jobs(
     workers: int,
     done: Callable[[], None] = lambda: None,
     cache: ResultsCache | None = None,
+    engine: str = "processes",
+    address: str | None = None,
+    resources: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Run jobs and return a row each, in the order of the jobs whatever order they end in.
 
-    :param workers: processes of one thread each; 0 runs them here
+    A job whose process dies (for want of memory, or with its machine) is run once more. If that dies too the job has
+    failed and the others go on: its losses are infinite, ``failed`` in its row says why, and so does the log. Such a
+    row is not kept in the cache. An error that a job raises ends everything.
+
+    :param workers: jobs at once, in a process of one thread each; 0 runs them here
     :param done: called after each job
     :param cache: rows of earlier runs, which are not run again; new rows are kept there as they come. Jobs that differ
         in the controller's name alone are run once. None: every job is run
+    :param engine: what runs them: ``processes`` of this machine, or ``ray`` tasks. Changes no row
+    :param address: of a Ray cluster, see :func:`envs.ray_cluster.start_ray`
+    :param resources: of each Ray task, as Ray takes them: ``num_cpus`` (1), ``num_gpus`` (a share will do), ``memory``
+    :raises UnknownNameError: if the engine is unknown
+    :raises MissingPackageError: if it is not installed
     """
+    check_engine(engine)
     rows: list[dict[str, Any]] = [{} for _ in jobs]
     places: dict[str | int, list[int]] = {}  # jobs by key, or by their number where there is none
     for number, job in enumerate(jobs):
@@ -59,7 +74,7 @@ def run_jobs(
             done()
 
     def keep(place: str | int, row: dict[str, Any]) -> None:
-        if cache is not None and isinstance(place, str):
+        if cache is not None and isinstance(place, str) and "failed" not in row:
             cache.put(place, row)
         deliver(place, row)
 
@@ -70,48 +85,23 @@ def run_jobs(
             wanted[place] = jobs[numbers[0]]
         else:
             deliver(place, known)
-    _run_all(wanted, workers, keep)
-    return rows
-
-
-def _run_all(
-    jobs: Mapping[str | int, Job], workers: int, finished: Callable[[str | int, dict[str, Any]], None]
-) -> None:
-    """Run jobs, here or in processes, and hand over each row as it comes."""
-    if not jobs:
-        return
     if workers == 0:
-        for key, job in jobs.items():
-            finished(key, run_job(job))
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agents.sweep"])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as pool:
-        futures = {pool.submit(run_job, job): key for key, job in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                finished(futures[future], future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for place, job in wanted.items():
+            keep(place, run_job(job))
+    elif wanted:
+        lanes = make_lanes(engine, min(workers, len(wanted)), address, resources or {})
+        run_in_lanes(
+            run_job, wanted, lanes, ATTEMPTS, keep, lambda place, why: keep(place, _failed(wanted[place], why))
+        )
+    return rows
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train a run and return its row; ``path`` holds (progress, learning rate) pairs."""
     episode = job.episode
     run = job.controller.train(episode)
-    row: dict[str, Any] = {
-        "task": episode.task.name,
-        "controller": job.controller.name,
-        "optimizer": episode.optimizer,
-        "budget": episode.budget,
-        "initial_lr": episode.learning_rate,
-        "seed": episode.seed,
+    row = _blank(job) | {
         "reward_loss": _worst_if_nan(run.reward_loss),
-        "test_loss": math.nan,
-        "metric": episode.task.metric_name,
-        "test_metric": math.nan,
-        "test_metrics": "{}",
         "updates": run.ledger.updates,
         "search_updates": run.ledger.search_updates,
         "hessian_products": run.ledger.hessian_products,
@@ -125,6 +115,39 @@ def run_job(job: Job) -> dict[str, Any]:
         row["test_metrics"] = json.dumps(figures.metrics)
     row["path"] = _path(run.rates, episode.budget)
     return row
+
+
+def _blank(job: Job) -> dict[str, Any]:
+    """What a row says of a job before it is run."""
+    episode = job.episode
+    return {
+        "task": episode.task.name,
+        "controller": job.controller.name,
+        "optimizer": episode.optimizer,
+        "budget": episode.budget,
+        "initial_lr": episode.learning_rate,
+        "seed": episode.seed,
+        "reward_loss": math.inf,
+        "test_loss": math.nan,
+        "metric": episode.task.metric_name,
+        "test_metric": math.nan,
+        "test_metrics": "{}",
+        **dict.fromkeys(("updates", "search_updates", "hessian_products", "evaluations"), 0),
+        "seconds": 0.0,
+        "rollbacks": 0,
+    }
+
+
+def _failed(job: Job, why: str) -> dict[str, Any]:
+    """Return the row of a job whose process died again and again."""
+    episode = job.episode
+    _LOGGER.error(
+        "%s on %s with %s, budget %d, rate %g, seed %d has failed: %s. It counts as infinitely bad.",
+        *(job.controller.name, episode.task.name, episode.optimizer),
+        *(episode.budget, episode.learning_rate, episode.seed, why),
+    )
+    lost = {"test_loss": math.inf} if job.report else {}
+    return _blank(job) | lost | {"failed": why, "path": _path([], episode.budget)}
 
 
 def _path(rates: list[float], budget: int) -> list[tuple[float, float]]:

@@ -12,6 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.env_state import env_state, load_env_state
+from envs.episode import Episode, episode_info
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns.decision import DecisionConfig, DecisionCore, Observation
@@ -19,7 +21,6 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 from gns.features import get_schema, log_loss
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import NODE_TYPES, LayerGraph, layer_graph
-from gns.rate_control import RateControl
 from gns.validation import ValidationStatistics, validation_statistics
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
@@ -121,18 +122,6 @@ class EnvConfig:
         return bounds
 
 
-@dataclass(frozen=True)
-class Episode:
-    """What one episode trains."""
-
-    task: Task
-    optimizer: str
-    budget: int
-    learning_rate: float
-    seed: int
-    device: str = "cpu"
-
-
 class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     """A training run whose learning rate the agent sets.
 
@@ -201,7 +190,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self.rollbacks, self.evaluations = 0, 0
         self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
         self._validation: ValidationStatistics | None = None  # need it, of the last evaluation
-        go_back = self.run.position()
+        self._position = self.run.position()  # of the snapshot, or of one to come
         loss = self.run.compute_gradient()
         self._evaluated = self._evaluate()  # after the pending forward pass, like every evaluation that follows
         if id(episode.task) not in self._graphs:
@@ -213,7 +202,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self._snapshot = Snapshot(self.run.model, self.run.optimizer, self.config.guard.folder)
         observation = self.core.observe(self._validation)
         if self.config.guard.enabled:
-            self._snapshot.take(0, go_back)
+            self._snapshot.take(0, self._position)
         return self._instance(observation), self._info()
 
     def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, float, bool, bool, dict[str, Any]]:
@@ -233,7 +222,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             if self.core.finished:
                 break
             if self.core.decision_due:
-                go_back = self.run.position()
+                coming = self.run.position()
                 self.run.compute_gradient()
                 break
             self.run.compute_gradient()
@@ -242,7 +231,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if self.core.diverged(self.config.guard.loss_multiple):
             observation, failed = self._recover(observation)
         elif self.config.guard.enabled and not self.core.finished:
-            self._snapshot.take(self.core.steps, go_back)
+            self._position = coming
+            self._snapshot.take(self.core.steps, self._position)
         terminated = failed or self.core.finished
         reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
         if self._schema.needs_validation:
@@ -266,6 +256,22 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not lost and not self.core.finished:
             self.run.compute_gradient()
         return self.core.observe(self._validation), lost
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, in the middle of an episode, see :mod:`envs.plain_state`.
+
+        :raises OutOfOrderError: before :meth:`reset`
+        """
+        return env_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict` of an environment of the same tasks and configuration.
+
+        What the policy is to see is in ``observation`` afterwards. A state that is refused changes nothing.
+
+        :raises StateError: if it is of other tasks or models, or damaged
+        """
+        load_env_state(self, state)
 
     def draw_episode(self, options: dict[str, Any]) -> Episode:
         """Draw what the next episode trains, see :meth:`reset`; begins nothing."""
@@ -328,27 +334,6 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     def _info(self, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
         ended = (*self._evaluated, self.evaluations, failed) if terminated else None
         return episode_info(self.episode, self.core, self.rollbacks, ended)
-
-
-def episode_info(
-    episode: Episode, control: RateControl, rollbacks: int, ended: tuple[float, float, int, bool] | None
-) -> dict[str, Any]:
-    """Return what an environment says of an episode beside its observations.
-
-    :param ended: loss and metric on the reward split, evaluations, and whether the run was lost; None before the end
-    """
-    info: dict[str, Any] = {
-        "task": episode.task.name,
-        "optimizer": episode.optimizer,
-        "budget": episode.budget,
-        "initial_lr": episode.learning_rate,
-        "learning_rate": control.learning_rate,
-        "update": control.update,
-        "rollbacks": rollbacks,
-    }
-    if ended is not None:
-        info |= dict(zip(("reward_loss", "reward_metric", "evaluations", "diverged"), ended, strict=True))
-    return info
 
 
 def bounded_loss(loss: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -70,6 +72,17 @@ class PadGraph(gym.ObservationWrapper):
         if self._has_globals:
             padded["globals"] = nodes[0, self._width :].copy()
         return padded
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the environment's, see :meth:`envs.learning_rate_env.LearningRateEnv.state_dict`."""
+        return self.unwrapped.state_dict()  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the environment go on from a :meth:`state_dict`.
+
+        :raises StateError: if it is of something else
+        """
+        self.unwrapped.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 def unpad(observation: dict[str, Tensor]) -> GraphBatch:

@@ -44,6 +44,22 @@ class Figures:
         return next(iter(self.metrics.values()))
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run stood but for weights and optimizer state; a call goes back there, as often as wanted.
+
+    :param run: which run
+    :param state: data order, random numbers, scaler and buffers: plain values, none of which is changed
+    """
+
+    run: TrainingRun
+    state: dict[str, Any]
+
+    def __call__(self) -> None:
+        """Go back."""
+        self.run._go_back(self.state)
+
+
 class TrainingRun:
     """A training run of a task: model, optimizer, data stream and random numbers of its own.
 
@@ -287,28 +303,70 @@ class TrainingRun:
         self.model.zero_grad()
         self._graph = None
 
+    def pending_state(self) -> dict[str, Any]:
+        """Return what :meth:`state_dict` leaves out: the pending gradient, its loss, and buffers that are not saved."""
+        saved = self.model.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name not in saved}
+        return {
+            "gradients": _copied([parameter.grad for parameter in self.model.parameters()]),
+            "loss": self.loss.detach().clone(),
+            "buffers": _copied(buffers),
+            "unscaled": self._unscaled,
+            "left_out": self._left_out,
+        }
+
+    def load_pending_state(self, state: dict[str, Any]) -> None:
+        """Make a gradient pending again, after :meth:`load_state_dict` of the state it came with.
+
+        :param state: what :meth:`pending_state` returned
+        """
+        for parameter, gradient in zip(self.model.parameters(), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(self.device, copy=True)
+        self.loss = state["loss"].to(self.device, copy=True)
+        with torch.no_grad():
+            for name, value in state["buffers"].items():
+                self.model.get_buffer(name).copy_(value)
+        if state["unscaled"]:
+            self._unscale_again(state["left_out"])
+        self._left_out = state["left_out"]
+
+    def _unscale_again(self, left_out: bool) -> None:
+        """Bring the scaler where it stood: exact, since it scales by powers of two."""
+        assert self._scaler is not None
+        self._scaler.scale(torch.zeros((), device=self.device))  # without a tensor it has no scale yet
+        gradients = [p.grad for p in self._held if p.grad is not None]
+        if left_out:
+            gradients[0].fill_(torch.inf)
+        else:
+            torch._foreach_mul_(gradients, self._scaler.get_scale())
+        self._unscale()
+
     def evaluate_reward_split(self) -> Figures:
         """Return loss and metrics on the reward split; whatever the model draws, the run's random numbers stay."""
         with self._undisturbed():
             return evaluate_split(self.model, self.task, self._reward)
 
-    def position(self) -> Callable[[], None]:
-        """Remember data position, random numbers, scaler and the model's buffers; the call returned goes back to them.
+    def position(self) -> Position:
+        """Remember data position, random numbers, scaler and the model's buffers; a call of it goes back to them.
 
         Buffers are part of it because a forward pass moves them (batch norm's running statistics) before any update.
         """
-        data, random_state = self._data.state_dict(), self._random_state
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        scaler = self._scaler_state()
+        return Position(
+            self,
+            {
+                **self._data.state_dict(),
+                "random": list(self._random_state),
+                "buffers": [buffer.clone() for buffer in self.model.buffers()],
+                "scaler": self._scaler_state(),
+            },
+        )
 
-        def go_back() -> None:
-            self._load_scaler(scaler)
-            self._data.load_state_dict(data)
-            self._random_state = random_state
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-        return go_back
+    def _go_back(self, state: dict[str, Any]) -> None:
+        self._load_scaler(state["scaler"])
+        self._data.load_state_dict(state)
+        self._random_state = list(state["random"])
+        for buffer, value in zip(self.model.buffers(), state["buffers"], strict=True):
+            buffer.copy_(value)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
 from gns.layer_graph import LayerGraph, unwrap
 from gns.moments import group_of_each, optimizer_kind
-from gns.rate_control import Memory, RateControl
+from gns.rate_control import RateControl
 from gns.sums import read_sums
 from gns.validation import ValidationStatistics
 
@@ -153,17 +153,15 @@ class DecisionCore(RateControl):
         The tensors are this rank's: its losses of the interval under way, and its shards' part of a measured update.
         """
         return {
-            "memory": dict(vars(self._memory)),
-            "initial_lrs": list(self.initial_lrs),
+            **super().state_dict(),
             "losses": None if self._losses is None else self._losses.clone(),
             "measured": None if self._measured is None else self._measured.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self._memory = Memory(**state["memory"])
-        self._observed_at, self._before_last = -1, None
-        self.initial_lrs = list(state["initial_lrs"])
+        super().load_state_dict(state)
+        self._before_last = None
         self._losses = None if state["losses"] is None else state["losses"].clone()
         self._measured = None if state["measured"] is None else state["measured"].clone()
 

@@ -114,6 +114,46 @@ class Snapshot:
         for call in self._put_back:
             call()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of what was taken, but for the calls that put the rest back.
+
+        :raises OutOfOrderError: if no snapshot was taken
+        :raises SnapshotError: if its file cannot be read
+        """
+        copies = [tensor.clone() for tensor in self._copies.kept()]
+        states = [self._states.get(parameter) for parameter in self._parameters()]
+        optimizer = [
+            state and {key: copies[value] if isinstance(value, _Number) else value for key, value in state.items()}
+            for state in copy.deepcopy(states)
+        ]
+        return {"steps": self.steps, "held": copies[: len(self._held)], "optimizer": optimizer}
+
+    def load_state_dict(self, state: dict[str, Any], *put_back: Callable[[], None]) -> None:
+        """Hold what a snapshot of the same model and optimizer held.
+
+        :param state: its :meth:`state_dict`
+        :param put_back: as at :meth:`take`
+        :raises SnapshotError: if it cannot be written
+        """
+        tensors = [saved.to(own.device) for own, saved in zip(self._held, state["held"], strict=True)]
+        states: dict[Tensor, dict[str, Any]] = {}
+        for parameter, its_state in zip(self._parameters(), state["optimizer"], strict=True):
+            if its_state is None:
+                continue
+            states[parameter] = {}
+            for key, value in its_state.items():
+                if isinstance(value, Tensor):
+                    states[parameter][key] = _Number(len(tensors))
+                    tensors.append(value)
+                else:
+                    states[parameter][key] = copy.deepcopy(value)
+        self._copies.keep(tensors)
+        self._states, self._put_back, self.steps = states, list(put_back), state["steps"]
+
+    def _parameters(self) -> list[Tensor]:
+        """What the optimizer holds, in its order."""
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
 
 class _Number(int):
     """Place of a tensor in the list of those that are kept."""

@@ -185,6 +185,18 @@ class RateControl:
         memory.anchor *= cut
         memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
 
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered between updates; what was observed last is not part of it."""
+        return {"memory": dict(vars(self._memory)), "initial_lrs": list(self.initial_lrs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self._memory = Memory(**state["memory"])
+        self._observed_at = -1
+        self.initial_lrs = list(state["initial_lrs"])
+
     # ------------------------------------------------------------------ inside
 
     @property

@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.ppo import TaskReturnScaling
 from envs import EnvConfig, LearningRateEnv, PadGraph
-from envs.workers import WorkerError, WorkersVecEnv
+from envs.workers import WorkersVecEnv
 from gns import DecisionConfig, GNSError
+from gns.errors import WorkerError
 
 COUNT = 3
 KINDS = {"in this process": 0, "1 worker": 1, "2 workers": 2}
@@ -32,10 +33,10 @@ def factories() -> list[Callable[[], gym.Env]]:
     return [make] * COUNT
 
 
-def in_workers(made_by: list[Callable[[], gym.Env]], workers: int) -> WorkersVecEnv:
+def in_workers(made_by: list[Callable[[], gym.Env]], workers: int, **settings) -> WorkersVecEnv:
     """As many environments in each process as in any other, or one more."""
     places = [part.tolist() for part in np.array_split(np.arange(len(made_by)), min(workers, len(made_by)))]
-    return WorkersVecEnv([partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places)
+    return WorkersVecEnv([partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +213,12 @@ def gone(processes: set) -> bool:
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_worker_that_fails_is_reported_with_the_cause(how, message, broken):
     before = set(multiprocessing.active_children())
-    venv = in_workers([fragile(step=how if i == broken else None) for i in range(2)], workers=2)
+    venv = in_workers([fragile(step=how if i == broken else None) for i in range(2)], workers=2, max_restarts=0)
     mine = set(multiprocessing.active_children()) - before
     assert len(mine) == 2
     venv.reset()
     venv.step(np.zeros((2, 1), dtype=np.float32))
-    with pytest.raises(WorkerError, match=f"process {broken}.*{message}") as caught:
+    with pytest.raises(WorkerError, match=f"Worker {broken} .*{message}") as caught:
         venv.step(np.zeros((2, 1), dtype=np.float32))
     assert isinstance(caught.value, GNSError)
     venv.close()

@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from gns.errors import GNSError
-
-
-class MissingPackageError(GNSError, ImportError):
-    """An optional package is not installed."""
+from gns.errors import MissingPackageError
 
 
 def package(name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,10 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.batched.env import BatchedEnv
 from envs.batched.model import NotBatchableError
 from envs.batched.runs import BatchedRuns
+from envs.blocks import MAX_RESTARTS, TIMEOUT, join
 from envs.learning_rate_env import EnvConfig, LearningRateEnv
 from envs.padding import PadGraph
+from envs.ray_cluster import check_engine
+from envs.ray_workers import RayVecEnv
 from envs.tasks import Task
-from envs.workers import WorkersVecEnv, join
+from envs.vector_state import load_state_of, state_of, states_for, vector_state, whole
+from envs.workers import WorkersVecEnv
 from gns.features import get_schema
 
 LARGEST_GROUP = 32
@@ -33,6 +37,8 @@ class CompositeVecEnv(VecEnv):
 
     :param groups: vectors whose observations are of one shape
     """
+
+    dropped_episodes = 0  # there is no worker to lose
 
     def __init__(self, groups: Sequence[VecEnv]) -> None:
         self.groups = list(groups)
@@ -61,6 +67,27 @@ class CompositeVecEnv(VecEnv):
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
         everything = join(observations)
         return everything, np.concatenate(rewards), np.concatenate(dones), [info for part in infos for info in part]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, in the middle of episodes, see :mod:`envs.plain_state`.
+
+        Seeds and options given for a reset to come are not part of it.
+
+        :raises OutOfOrderError: before :meth:`reset`
+        """
+        return vector_state(self.num_envs, [(places, state_of(group)) for group, places in self._parts()])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a vector of the same groups, in whatever processes they were.
+
+        :raises StateError: if it is of other groups, tasks, optimizers or models, or damaged; some environments may
+            have been changed then, and are to be reset
+        """
+        parts = self._parts()
+        shares = states_for(state, self.num_envs, [places for _, places in parts])
+        for (group, places), share in zip(parts, shares, strict=True):
+            load_state_of(group, whole(share, len(places)))
+        self.reset_infos = [info for group in self.groups for info in group.reset_infos]
 
     def close(self) -> None:
         """Close every group."""
@@ -179,22 +206,42 @@ def forward_operations(task: Task) -> int:
     return int(counter.get_total_flops())
 
 
-def make_vector(tasks: Sequence[Task], config: EnvConfig, num_envs: int, workers: int, together: bool = True) -> VecEnv:
+def make_vector(
+    tasks: Sequence[Task],
+    config: EnvConfig,
+    num_envs: int,
+    workers: int,
+    together: bool = True,
+    engine: str = "processes",
+    timeout: float | None = TIMEOUT,
+    max_restarts: int = MAX_RESTARTS,
+    address: str | None = None,
+    resources: Mapping[str, Any] | None = None,
+) -> VecEnv:
     """Return ``num_envs`` padded environments over all tasks.
 
-    :param workers: processes of one thread each that step them, at most one a group; 0: this one
+    :param workers: workers of one thread each that step them, at most one a group; 0: this process
     :param together: whether runs of one task and optimizer may be trained together, see :func:`plan`
+    :param engine: what the workers are: ``processes`` of this machine, or ``ray`` actors. Changes no result
+    :param timeout: seconds a worker may take for one answer before it is started again; None: for ever
+    :param max_restarts: restarts of one worker before all ends
+    :param address: of a Ray cluster, see :class:`envs.ray_workers.RayVecEnv`
+    :param resources: of each Ray actor, likewise
+    :raises UnknownNameError: if the engine is unknown
+    :raises MissingPackageError: if it is not installed
     """
+    check_engine(engine)
     nodes, edges = LearningRateEnv(tasks, config).graph_limits()
     limits = nodes, max(edges, 1)
     groups = plan(tasks, config, num_envs, together)
     if workers == 0:
         return CompositeVecEnv([group.make(config, limits) for group in groups])
     shares = _shared_out(groups, workers)
-    return WorkersVecEnv(
-        [partial(_make_all, share, config, limits) for share in shares],
-        [[i for group in share for i in group.places] for share in shares],
-    )
+    blocks = [partial(_make_all, share, config, limits) for share in shares]
+    places = [[i for group in share for i in group.places] for share in shares]
+    if engine == "ray":
+        return RayVecEnv(blocks, places, timeout, max_restarts, address, resources)
+    return WorkersVecEnv(blocks, places, timeout, max_restarts)
 
 
 def _make_all(groups: Sequence[Group], config: EnvConfig, limits: tuple[int, int]) -> VecEnv:

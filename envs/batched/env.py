@@ -15,7 +15,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
 from envs.batched.runs import BatchedRuns, Position
-from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv, bounded_loss, episode_info, reward_of
+from envs.batched.state import load_together_state, together_state
+from envs.episode import Episode, episode_info
+from envs.learning_rate_env import EnvConfig, LearningRateEnv, bounded_loss, reward_of
 from envs.padding import PadGraph
 from envs.tasks import Task
 from envs.training_run import TrainingRun
@@ -114,6 +116,22 @@ class BatchedEnv(VecEnv):
             for i in ended:
                 self.reset_infos[i] = self._info(i)
         return self._padded(nodes, globals_), rewards.astype(np.float32), dones, infos
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, in the middle of episodes, see :mod:`envs.plain_state`.
+
+        Seeds and options given for a reset to come are not part of it.
+
+        :raises OutOfOrderError: before :meth:`reset`
+        """
+        return together_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict` of environments of the same configuration.
+
+        :raises StateError: if it is of another task, optimizer, model or number of environments, or damaged
+        """
+        load_together_state(self, state)
 
     def close(self) -> None:
         """Nothing is to be closed."""

@@ -52,7 +52,8 @@ class BatchedOptimizer:
     def __init__(self, name: str, parameters: Tensor) -> None:
         if name not in BATCHED_OPTIMIZERS:
             raise UnknownNameError("optimizer for runs side by side", name, BATCHED_OPTIMIZERS)
-        self.settings = settings = BATCHED_OPTIMIZERS[name]
+        self.name, self.settings = name, BATCHED_OPTIMIZERS[name]
+        settings = self.settings
         self.parameters = parameters
         has_momentum = settings.kind != "sgd" or settings.momentum > 0.0
         self.momentum = torch.zeros_like(parameters) if has_momentum else None

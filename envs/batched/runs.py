@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from envs.batched.model import BatchedModel, laid_out
 from envs.batched.optimizers import BatchedOptimizer
+from envs.batched.state import load_runs_state, runs_state
 from envs.batched.tracing import Traced
 from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task, unchanged
@@ -95,7 +96,7 @@ class BatchedRuns:
     def begin(self, runs: Sequence[int], seeds: Sequence[int]) -> None:
         """Begin some runs anew; their gradients are not pending yet."""
         for run, seed in zip(runs, seeds, strict=True):
-            stream = self._streams[run] = _Stream(self._train, self.task.batch_size, int(seed))
+            stream = self._streams[run] = self._stream(int(seed))
             with stream.drawing():
                 model = self.task.new_model()
             row = self.rows[run]
@@ -104,6 +105,10 @@ class BatchedRuns:
                 for name, buffer in model.named_buffers():
                     self._buffers[name][row] = buffer
         self.optimizer.begin(self._rows_of(runs))
+
+    def _stream(self, seed: int) -> _Stream:
+        """Return the data order and random numbers that a run of a seed begins with."""
+        return _Stream(self._train, self.task.batch_size, seed)
 
     def arrange(self, priority: np.ndarray) -> None:
         """Move runs to other rows, so that those of the highest priority are in the first ones.
@@ -221,6 +226,20 @@ class BatchedRuns:
             self._streams[run].load(stream)
             for buffer, saved in zip(self._buffers.values(), buffers, strict=True):
                 buffer[self.rows[run]] = saved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that every run needs to go on exactly, pending gradients among it, see :mod:`envs.plain_state`.
+
+        :raises OutOfOrderError: if a run was never begun
+        """
+        return runs_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`.
+
+        :raises StateError: if it is of another task, optimizer, model or number of runs, or damaged
+        """
+        load_runs_state(self, state)
 
     # ------------------------------------------------------------------ inside
 

@@ -1,0 +1,108 @@
+"""Many environments in Ray actors, on one machine or many, as an SB3 ``VecEnv``."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+from stable_baselines3.common.vec_env import VecEnv
+
+from envs.blocks import (
+    MAX_RESTARTS,
+    TIMEOUT,
+    Answer,
+    BlocksVecEnv,
+    Call,
+    Worker,
+    ask_block,
+    make_block,
+)
+from envs.ray_cluster import start_ray
+from gns.errors import WorkerLostError
+
+
+class _Holder:
+    """What runs in an actor. Answers are pickled here: arrays that Ray hands out itself cannot be written to."""
+
+    def make(self, pickled: bytes) -> bytes:
+        self._block, answer = make_block(pickled)
+        return pickle.dumps(answer, protocol=5)
+
+    def ask(self, pickled: bytes) -> bytes:
+        assert self._block is not None
+        return pickle.dumps(ask_block(self._block, *pickle.loads(pickled)), protocol=5)
+
+
+class _Actor(Worker):
+    """A Ray actor."""
+
+    def __init__(self, ray: ModuleType, pickled: bytes, options: Mapping[str, Any]) -> None:
+        self._ray, self._pickled = ray, pickled
+        self._new = ray.remote(_Holder).options(**{"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, **options})
+        self._actor: Any = None
+
+    def start(self) -> None:
+        self._actor = self._new.remote()
+        self._answer = self._actor.make.remote(self._pickled)
+
+    def send(self, call: Call) -> None:
+        self._answer = self._actor.ask.remote(cloudpickle.dumps(call))  # an actor that is gone says so at receive
+
+    def receive(self, seconds: float | None) -> Answer:
+        errors = self._ray.exceptions
+        try:
+            return pickle.loads(self._ray.get(self._answer, timeout=seconds))
+        except errors.GetTimeoutError as error:
+            raise WorkerLostError("(a Ray actor) did not answer in time: it hangs, or waits for resources") from error
+        except errors.RayTaskError as error:
+            return False, str(error)
+        except errors.RayError as error:
+            reason = str(error).strip().splitlines()
+            raise WorkerLostError(
+                f"(a Ray actor) died ({type(error).__name__}: {reason[0] if reason else ''})"
+            ) from error
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            self._ray.kill(self._actor, no_restart=True)
+            self._actor = None
+
+    def close(self) -> None:
+        if self._ray.is_initialized():
+            self.kill()
+
+
+class RayVecEnv(BlocksVecEnv):
+    """Steps blocks of environments, each in a Ray actor of one thread.
+
+    Actors that die (with their machine, too) or hang are started again by this class, not by Ray, since their episodes
+    are lost: see :class:`envs.blocks.BlocksVecEnv`. Ray goes on running after :meth:`close`, for whoever comes next.
+
+    :param blocks: functions that make a vector of environments each; their observations must be of one shape. They are
+        sent by cloudpickle; the packages they name must be installed on every machine
+    :param places: numbers that the environments of each block have in this vector, every number once
+    :param timeout: seconds an actor may take for one answer, ten minutes at least for its start, the wait for resources
+        included; None: for ever
+    :param max_restarts: restarts of one actor before a WorkerError ends it all
+    :param address: of the cluster; None: see :func:`envs.ray_cluster.start_ray`
+    :param resources: options of each actor as Ray takes them, such as ``num_cpus`` (1), ``num_gpus`` (a share will do),
+        ``memory`` and ``scheduling_strategy``
+    :raises MissingPackageError: if Ray is not installed
+    :raises WorkerError: if an actor cannot make its environments, later raises, or is lost once too often
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Callable[[], VecEnv]],
+        places: Sequence[Sequence[int]],
+        timeout: float | None = TIMEOUT,
+        max_restarts: int = MAX_RESTARTS,
+        address: str | None = None,
+        resources: Mapping[str, Any] | None = None,
+    ) -> None:
+        ray = start_ray(address, resources or {}, len(blocks))
+        actors = [_Actor(ray, cloudpickle.dumps(make), resources or {}) for make in blocks]
+        super().__init__(actors, places, timeout, max_restarts)

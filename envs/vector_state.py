@@ -1,0 +1,131 @@
+"""States of vectors of environments, the same whatever processes the environments are shared out to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from envs.plain_state import header, loading, plain, require_header
+from gns.errors import StateError
+
+Placed = tuple[Sequence[int], dict[str, Any]]  # places of a group, and its state
+
+
+def state_of(venv: VecEnv) -> dict[str, Any]:
+    """Return the state of a vector that has a ``state_dict``, or of SB3's ``DummyVecEnv`` that of its environments.
+
+    :raises StateError: if it has none
+    :raises OutOfOrderError: before a reset
+    """
+    if not isinstance(venv, DummyVecEnv):
+        if not hasattr(venv, "state_dict"):
+            raise StateError(
+                f"{type(venv).__name__} has no state; expected a vector with state_dict(), or a DummyVecEnv of "
+                "environments with one."
+            )
+        return venv.state_dict()
+    environments = [env.get_wrapper_attr("state_dict")() for env in venv.envs]
+    return {**_one_by_one(venv), "environments": environments, "reset_infos": plain(venv.reset_infos)}
+
+
+def load_state_of(venv: VecEnv, state: dict[str, Any]) -> None:
+    """Let a vector go on from a :func:`state_of`.
+
+    :raises StateError: if the state is of something else, or damaged
+    """
+    if not isinstance(venv, DummyVecEnv):
+        venv.load_state_dict(state)  # type: ignore[attr-defined]
+        return
+    require_header(state, _one_by_one(venv))
+    with loading():
+        for env, its_state in zip(venv.envs, state["environments"], strict=True):
+            env.get_wrapper_attr("load_state_dict")(its_state)
+        venv.reset_infos = plain(state["reset_infos"])
+
+
+def _one_by_one(venv: VecEnv) -> dict[str, Any]:
+    return header("environments one by one", num_envs=venv.num_envs)
+
+
+def vector_state(num_envs: int, groups: Sequence[Placed]) -> dict[str, Any]:
+    """Return the state of a vector from those of its groups."""
+    ordered = sorted(groups, key=lambda group: group[0][0])
+    return {
+        **header("vector", num_envs=num_envs),
+        "groups": [{"places": list(places), "state": state} for places, state in ordered],
+    }
+
+
+def states_for(state: dict[str, Any], num_envs: int, blocks: Sequence[Sequence[int]]) -> list[list[Placed]]:
+    """Share the groups of a :func:`vector_state` out to blocks.
+
+    :param blocks: places of each block in the vector
+    :return: of each block its groups, with their places in the block
+    :raises StateError: if it is of another number of environments, or a group does not lie in one block
+    """
+    require_header(state, header("vector", num_envs=num_envs))
+    shares: list[list[Placed]] = [[] for _ in blocks]
+    with loading():
+        for group in state["groups"]:
+            places = group["places"]
+            found = [number for number, block in enumerate(blocks) if set(places) <= set(block)]
+            if not found:
+                raise StateError(
+                    f"The state has environments {places} in one group, which stand apart here; expected them "
+                    "together. Load it into a vector of the same tasks, configuration and number of environments."
+                )
+            block = list(blocks[found[0]])
+            shares[found[0]].append(([block.index(place) for place in places], group["state"]))
+    return shares
+
+
+def whole(share: Sequence[Placed], size: int) -> dict[str, Any]:
+    """Return the state of the one group that fills a block of ``size`` places.
+
+    :raises StateError: if several do, or none
+    """
+    if len(share) != 1 or list(share[0][0]) != list(range(size)):
+        raise StateError(
+            f"The state has groups of {[len(places) for places, _ in share]} environments where {size} stand together "
+            "here; expected the same. Load it into a vector of the same tasks, configuration and number of "
+            "environments."
+        )
+    return share[0][1]
+
+
+def block_state(block: VecEnv) -> list[Placed]:
+    """Return the groups of a block of environments, with their places in it; one that is no vector of groups is one.
+
+    :raises StateError, OutOfOrderError: see :func:`state_of`
+    """
+    state = state_of(block)
+    if state["kind"] != "vector":
+        return [(list(range(block.num_envs)), state)]
+    return [(group["places"], group["state"]) for group in state["groups"]]
+
+
+def load_block_state(block: VecEnv, share: Sequence[Placed]) -> None:
+    """Let a block go on from a :func:`block_state`.
+
+    :raises StateError: if it is of something else, or damaged
+    """
+    if hasattr(block, "groups"):
+        load_state_of(block, vector_state(block.num_envs, share))
+    else:
+        load_state_of(block, whole(share, block.num_envs))
+
+
+def packed(state: Any) -> bytes:
+    """Return states as bytes: sent to another process as they are, each tensor would take a file descriptor."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def unpacked(data: bytes) -> Any:
+    """Return the states of :func:`packed`."""
+    return torch.load(io.BytesIO(data), weights_only=True)

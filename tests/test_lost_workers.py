@@ -1,0 +1,110 @@
+"""Worker processes that die or hang cost their episodes, or their job, and no more."""
+
+import logging
+import math
+import os
+import signal
+
+import losing_workers as checks
+import numpy as np
+import pytest
+
+from agents.controllers import ScheduleController
+from agents.results_cache import ResultsCache
+from agents.sweep import run_jobs
+from envs.batched.composite import make_vector
+from envs.tasks import get_task
+from envs.workers import WorkersVecEnv
+from gns.errors import InvalidSettingError, UnknownNameError
+
+REX = ScheduleController("rex", "rex")
+
+
+@pytest.fixture(scope="module")
+def venv():
+    made = checks.walks(WorkersVecEnv, timeout=3.0)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("how", ["kill", "die", "hang"])
+def test_a_lost_worker_costs_its_episodes_only(venv, how):
+    checks.check_a_lost_worker_costs_its_episodes_only(venv, how)
+
+
+def test_an_error_is_no_loss(venv):
+    checks.check_an_error_is_no_loss(venv)
+
+
+def test_a_restart_repeats_nothing_and_can_itself_be_repeated():
+    checks.check_a_restart_repeats_nothing_and_can_itself_be_repeated(WorkersVecEnv)
+
+
+def test_calls_find_the_new_worker_as_the_old_one_was():
+    checks.check_calls_find_the_new_worker_as_the_old_one_was(WorkersVecEnv)
+
+
+def test_restarts_end(caplog):
+    checks.check_restarts_end(WorkersVecEnv, caplog)
+
+
+def test_training_goes_on_over_a_lost_worker():
+    checks.check_training_goes_on("processes")
+
+
+def test_a_stopped_process_is_ended_too():
+    venv = checks.walks(WorkersVecEnv, timeout=1.0)
+    venv.reset()
+    stopped = venv.processes[0]
+    os.kill(stopped, signal.SIGSTOP)
+    _, _, dones, _ = venv.step(np.zeros((4, 1), dtype=np.float32))
+    assert dones.tolist() == [True, False, True, False]
+    assert checks.gone(stopped)
+    venv.close()
+
+
+@pytest.mark.parametrize("settings", [{"timeout": 0}, {"timeout": -1.0}, {"max_restarts": -1}], ids=str)
+def test_limits_that_are_none_are_refused(settings):
+    with pytest.raises(InvalidSettingError, match=next(iter(settings))):
+        checks.walks(WorkersVecEnv, **settings)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(UnknownNameError, match="engine 'threads'"):
+        make_vector([get_task("digits_mlp")], checks.CONFIG, 2, 2, engine="threads")
+    with pytest.raises(UnknownNameError, match="engine 'threads'"):
+        run_jobs([], 2, engine="threads")
+
+
+# ---------------------------------------------------------------------- sweeps
+
+
+def check_a_job_that_kills_its_process_fails_alone(engine, tmp_path, caplog):
+    cache, ticks = ResultsCache(tmp_path / "cache"), []
+    jobs = checks.jobs_of(checks.Dying(REX, budget=6))
+    with caplog.at_level(logging.WARNING):
+        rows = run_jobs(jobs, 2, lambda: ticks.append(1), cache, engine=engine)
+    expected = checks.run_here(REX)
+    assert checks.without_seconds([rows[i] for i in (0, 2, 3)]) == [expected[i] for i in (0, 2, 3)]
+    bad = rows[1]
+    assert bad["reward_loss"] == bad["test_loss"] == math.inf and "died 2 times" in bad["failed"]
+    assert bad["budget"] == 6 and bad["controller"] == "rex" and len(bad["path"]) == len(expected[1]["path"])
+    assert set(bad) == set(expected[1]) | {"failed"} | {"seconds"}
+    assert "budget 6" in caplog.text and "has failed" in caplog.text
+    assert len(ticks) == 4 and len(cache) == 3  # it is tried anew next time
+    again = run_jobs(checks.jobs_of(REX), 2, cache=ResultsCache(tmp_path / "cache"), engine=engine)
+    assert checks.without_seconds(again) == expected
+
+
+def check_a_job_lost_once_is_run_again(engine, tmp_path):
+    rows = run_jobs(checks.jobs_of(checks.Dying(REX, budget=5, once=str(tmp_path / "died"))), 2, engine=engine)
+    assert (tmp_path / "died").exists()
+    assert checks.without_seconds(rows) == checks.run_here(REX)
+
+
+def test_a_job_that_kills_its_process_fails_alone(tmp_path, caplog):
+    check_a_job_that_kills_its_process_fails_alone("processes", tmp_path, caplog)
+
+
+def test_a_job_lost_once_is_run_again(tmp_path):
+    check_a_job_lost_once_is_run_again("processes", tmp_path)
