@@ -18,6 +18,7 @@ from agents.results_cache import ResultsCache
 from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
 from agents.shares import shares, shares_tables, write_shares
+from agents.stopping import stopping_at_once
 from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
@@ -37,7 +38,7 @@ def run(config: DictConfig) -> Evaluation:
     cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
     console = Console()
     console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
-    with ProgressBar("evaluating", "training runs", console) as bar:
+    with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
         evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache)
     lines, cells = compare(evaluation), transfer(evaluation, trained_on)
     standing = shares(evaluation) if evaluation.percents else []

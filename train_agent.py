@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -12,11 +13,15 @@ from rich.console import Console
 from agents.command import launch, plain, use_data_root
 from agents.progress import ProgressBar
 from agents.report import prepare_folder
+from agents.resuming import Resuming, identity_of
 from agents.settings import build
+from agents.stopping import StopRequest
 from agents.training import Progress, TrainConfig, train, versions
 from envs.tasks import get_task
+from gns.errors import InvalidSettingError
 
-_OUTSIDE_TRAINING = ("name", "task", "tracker", "data_root")
+_OUTSIDE_TRAINING = ("name", "task", "tracker", "data_root", "resume")
+_NO_PART_OF_THE_RESULT = ("name", "tracker", "data_root", "resume", "workers", "checkpoint")
 
 
 def run(config: DictConfig) -> Path:
@@ -32,20 +37,36 @@ def run(config: DictConfig) -> Path:
     console.print(
         "loss: recent final losses on the reward split; x tuned: over the best tuned schedule's.", highlight=False
     )
-    with ProgressBar("training", "episodes", console) as bar:
+    checkpoints = Resuming(folder / "checkpoints", settings.checkpoint, identity_of(part_of_the_result(config)))
+    if config.resume == "never":
+        checkpoints.clear()
+    elif config.resume != "auto":
+        raise InvalidSettingError(f"resume is {config.resume!r}; expected auto or never.")
+
+    def noted(name: str) -> None:
+        console.print(f"{name}: finishing this rollout, then stopping. A second one ends at once.")
+
+    with StopRequest(noted) as stop, ProgressBar("training", "episodes", console) as bar:
 
         def show(progress: Progress) -> None:
             tuned = "" if math.isnan(progress.ratio) else f", {progress.ratio:.2f} x tuned"
             message = f"loss {progress.loss:.4f}{tuned}"
             bar.update(progress.episodes, settings.total_episodes, message)
 
-        policy = train(tasks, settings, folder / "tensorboard" if config.tracker.tensorboard else None, show)
+        tensorboard = folder / "tensorboard" if config.tracker.tensorboard else None
+        policy = train(tasks, settings, tensorboard, show, checkpoints=checkpoints, stop=stop)
     target = folder / "policy"
     policy.save_pretrained(target)
+    checkpoints.clear()
     console.print(f"Policy: {target} (load it with gns.GNSPolicy.from_pretrained)")
     if config.tracker.tensorboard:
         console.print(f"Curves: tensorboard --logdir {folder / 'tensorboard'}")
     return target
+
+
+def part_of_the_result(config: DictConfig) -> dict[str, Any]:
+    """Return the settings that the policy depends on."""
+    return {key: value for key, value in plain(config).items() if key not in _NO_PART_OF_THE_RESULT}
 
 
 if __name__ == "__main__":

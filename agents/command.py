@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from agents.settings import CONFIG_FOLDER, check_choices
+from agents.stopping import StoppedError
 from envs.tasks.hub import DATA_ROOT
 from gns.errors import GNSError, InvalidSettingError
 
@@ -26,6 +27,9 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
     def main(config: DictConfig) -> None:
         try:
             run(config)
+        except StoppedError as stopped:
+            print(f"Stopped; the same command goes on from here (exit code {stopped.exit_code}).", file=sys.stderr)
+            sys.exit(stopped.exit_code)
         except GNSError as error:
             sys.exit(f"{type(error).__name__}: {error}")
 

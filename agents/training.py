@@ -19,6 +19,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.controllers import ScheduleController
 from agents.evaluation import SETTING, Grid, require_different_names, runs_frame, tune
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
+from agents.resuming import (
+    CheckpointConfig,
+    Resuming,
+    agent_state,
+    load_agent_state,
+    load_random_state,
+    random_state,
+)
+from agents.stopping import StopRequest
 from agents.sweep import Job, run_jobs
 from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
@@ -57,6 +66,7 @@ class TrainConfig:
     :param episodes: training runs to learn from, rounded up to whole rollouts
     :param seed: seed of everything
     :param workers: processes that collect; 0: none but this one. Changes no result
+    :param checkpoint: when the state of the training is written
     """
 
     episodes: int = 2400
@@ -65,6 +75,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     agent: PPOConfig = field(default_factory=PPOConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         require_positive("episodes", self.episodes)
@@ -105,11 +116,22 @@ class ScheduleReference:
 
     Measured at the smallest, middle and largest budget, and interpolated linearly in log(budget) between them.
     Rates are tried in multiples of 3 down from the top of each prior, where tuned rates lie.
+
+    :param known: the :meth:`state_dict` of one measured before; then nothing is measured
     """
 
-    def __init__(self, tasks: Sequence[Task], env: EnvConfig, config: BaselineConfig, workers: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        env: EnvConfig,
+        config: BaselineConfig,
+        workers: int,
+        known: list[list[Any]] | None = None,
+    ) -> None:
         self._points: dict[tuple[str, str], dict[int, float]] = {}  # log loss by budget
-        if not config.controllers:
+        for name, optimizer, budget, loss in known or []:
+            self._points.setdefault((name, optimizer), {})[budget] = loss
+        if not config.controllers or known is not None:
             return
         controllers = [ScheduleController(name, name, cycle_momentum=name == "onecycle") for name in config.controllers]
         jobs = []
@@ -126,6 +148,10 @@ class ScheduleReference:
         for (name, optimizer, budget), loss in best.items():
             self._points.setdefault((name, optimizer), {})[int(budget)] = log_loss(float(loss))
 
+    def state_dict(self) -> list[list[Any]]:
+        """Return what was measured: task, optimizer, budget and log loss."""
+        return [[*pair, budget, loss] for pair, points in self._points.items() for budget, loss in points.items()]
+
     def log_loss(self, task: str, optimizer: str, budget: int) -> float:
         """Return the log loss of the best tuned schedule, NaN if none was measured."""
         points = self._points.get((task, optimizer))
@@ -138,18 +164,38 @@ class _Watch(BaseCallback):
     """Counts episodes, reports progress, writes scalars and tells when PPO has updated the policy.
 
     :param updated: called after every update but the last, which no rollout follows
+    :param random_numbers: random state to go on with
     """
 
     def __init__(
-        self, reference: ScheduleReference, report: Callable[[Progress], None], updated: Callable[[], None]
+        self,
+        reference: ScheduleReference,
+        report: Callable[[Progress], None],
+        updated: Callable[[], None],
+        random_numbers: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._reference, self._report, self._updated = reference, report, updated
+        self._random_numbers = random_numbers
         self.episodes, self.diverged = 0, 0
         self.recent: deque[tuple[float, float, int, float]] = deque(maxlen=256)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts and recent episodes."""
+        return {"episodes": self.episodes, "diverged": self.diverged, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.episodes, self.diverged = state["episodes"], state["diverged"]
+        self.recent.extend(tuple(row) for row in state["recent"])
+
+    def _on_training_start(self) -> None:
+        self._begun = self.num_timesteps
+        if self._random_numbers is not None:
+            load_random_state(self._random_numbers)
+
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps:
+        if self.num_timesteps > self._begun:
             self._updated()
 
     def _on_step(self) -> bool:
@@ -188,22 +234,31 @@ def train(
     tensorboard: Path | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     on_policy: Callable[[GNSPolicy, int], None] | None = None,
+    checkpoints: Resuming | None = None,
+    stop: StopRequest | None = None,
 ) -> GNSPolicy:
     """Train a policy by PPO on episodes over all tasks, and return it.
 
-    One thread and the same configuration give the same policy bit for bit, whatever the number of workers.
+    One thread and the same configuration give the same policy bit for bit, whatever the number of workers, and however
+    often the training was interrupted and gone on with from its checkpoints.
 
     :param tensorboard: folder for TensorBoard's scalars
     :param report: called after every episode
     :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
         is then and the episodes done; draws from torch's global generator in it change no result
+    :param checkpoints: where the state is written, and gone on from if there is one
+    :param stop: whether to end early, asked between two rollouts
+    :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
+    :raises CheckpointMismatchError: if the newest checkpoint is of a training with other settings
     """
     single_thread()
     start = time.perf_counter()
     require_different_names(tasks)
     for task in tasks:
         config.env.check(task)
-    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers)
+    state = checkpoints.newest() if checkpoints is not None else None
+    known = None if state is None else state["reference"]
+    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, known)
     decision, largest = config.env.decision, max(config.env.budgets_of(task)[1] for task in tasks)
     interval = decision.decision_interval
     decisions = math.ceil(largest / interval) if interval else decision.num_decisions
@@ -216,14 +271,39 @@ def train(
         def export() -> GNSPolicy:
             return export_policy(model, config.env, config.agent, _about(tasks, config, watch))
 
-        def updated() -> None:
+        def write() -> None:
+            assert checkpoints is not None
+            parts: dict[str, Any] = {
+                "agent": agent_state(model),
+                "environments": venv.state_dict(),
+                "random": random_state(),
+                "watch": watch.state_dict(),
+                "reference": reference.state_dict(),
+            }
+            checkpoints.write(parts, model.num_timesteps)
+
+        def tell() -> None:
             if on_policy is not None:
                 with torch.random.fork_rng(devices=[]):  # a new network draws its first weights
                     on_policy(export(), watch.episodes)
 
-        watch = _Watch(reference, report, updated)
-        model.learn(config.total_episodes * decisions, callback=watch, tb_log_name="ppo")
-        updated()
+        def updated() -> None:
+            tell()
+            stopping = stop is not None and stop.number is not None
+            if checkpoints is not None and (checkpoints.due or stopping):
+                write()
+            if stop is not None:
+                stop.check()
+
+        watch = _Watch(reference, report, updated, None if state is None else state["random"])
+        if state is not None:
+            venv.load_state_dict(state["environments"])
+            load_agent_state(model, state["agent"])
+            watch.load_state_dict(state["watch"])
+            report(watch.progress())
+        left = config.total_episodes * decisions - model.num_timesteps
+        model.learn(left, callback=watch, tb_log_name="ppo", reset_num_timesteps=state is None)
+        tell()
     finally:
         venv.close()
     _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
