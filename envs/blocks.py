@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.memory import keep_freed_memory
-from envs.plain_state import plain
-from envs.vector_state import block_state, load_block_state, packed, states_for, unpacked, vector_state
+from envs.plain_state import loading
+from envs.vector_state import Seen, block_state, load_block_state, packed, states_for, unpacked, vector_state
 from gns.errors import InvalidSettingError, StateError, WorkerError, WorkerLostError, require_positive
 
 _LOGGER = logging.getLogger(__name__)
@@ -162,11 +162,9 @@ class BlocksVecEnv(VecEnv):
         self._blocks = [list(block) for block in places]
         order = [i for block in self._blocks for i in block]
         self._positions = np.argsort(order)  # of every number in the answers of all blocks, one after the other
-        self._last_seeds: list[int | None] = [None] * len(order)
+        self._seen = Seen([None] * len(order))
         # What was set by set_attr, by name and place in the block.
         self._attributes: list[dict[tuple[str, int], Any]] = [{} for _ in workers]
-        self._last: Any = None  # the last observation of all; None: no episode is running
-        self._last_infos: list[dict[str, Any]] = []
         self._begun: dict[int, Any] = {}  # (observation, reset infos) of blocks made anew since the last step
         try:
             for worker in self._workers:
@@ -183,8 +181,8 @@ class BlocksVecEnv(VecEnv):
 
     def reset(self) -> Any:
         """Reset every environment."""
-        self._last, self._begun = None, {}
-        self._last_seeds = [old if new is None else new for old, new in zip(self._last_seeds, self._seeds, strict=True)]
+        self._seen.reset_with(self._seeds)
+        self._begun = {}
         answers = self._ask(
             {
                 number: ("reset", ([self._seeds[i] for i in block], [self._options[i] for i in block]))
@@ -194,8 +192,9 @@ class BlocksVecEnv(VecEnv):
         self.reset_infos = self._in_order([info for _, infos in answers for info in infos])
         self._reset_seeds()
         self._reset_options()
-        self._last, self._last_infos = join([seen for seen, _ in answers], self._positions), self.reset_infos
-        return self._last
+        everything = join([observations for observations, _ in answers], self._positions)
+        self._seen.begun(everything, self.reset_infos)
+        return everything
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send every worker its actions, but for those whose episodes were dropped since these were chosen."""
@@ -214,9 +213,9 @@ class BlocksVecEnv(VecEnv):
         self.reset_infos = self._in_order([info for part in reset_infos for info in part])
         ended = np.concatenate(dones)[self._positions]
         told = self._in_order([info for part in infos for info in part])
-        self._last = join(observations, self._positions)
-        self._last_infos = [self.reset_infos[i] if ended[i] else told[i] for i in range(self.num_envs)]
-        return self._last, np.concatenate(rewards)[self._positions], ended, told
+        everything = join(observations, self._positions)
+        self._seen.stepped(everything, ended, told, self.reset_infos)
+        return everything, np.concatenate(rewards)[self._positions], ended, told
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, in the middle of episodes, see :mod:`envs.plain_state`.
@@ -229,8 +228,7 @@ class BlocksVecEnv(VecEnv):
         groups = []
         for block, answer in zip(self._blocks, answers, strict=True):
             groups += [([block[i] for i in places], state) for places, state in unpacked(answer)]
-        seen = {"observations": self._last, "infos": self._last_infos, "seeds": self._last_seeds}
-        return {**vector_state(self.num_envs, groups), "seen": plain(seen)}
+        return vector_state(self.num_envs, groups, self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of a vector of the same groups, whatever held them.
@@ -243,10 +241,9 @@ class BlocksVecEnv(VecEnv):
         if refused := [reason for reason, _ in answers if reason is not None]:
             raise StateError(refused[0])
         self.reset_infos = self._in_order([info for _, infos in answers for info in infos])
-        self._last, self._last_infos, self._begun = None, [], {}
-        if seen := state.get("seen"):  # of a vector without workers it has none
-            self._last = {name: value.numpy().copy() for name, value in seen["observations"].items()}
-            self._last_infos, self._last_seeds = list(seen["infos"]), list(seen["seeds"])
+        self._begun = {}
+        with loading():
+            self._seen.load_state_dict(state["seen"])
 
     def close(self) -> None:
         """End the workers."""
@@ -357,7 +354,7 @@ class BlocksVecEnv(VecEnv):
                 self.processes[number] = about[-1]
             attributes = {number: self._attributes[number] for number in made if self._attributes[number]}
             again |= self._exchange({number: ("set_attrs", (values,)) for number, values in attributes.items()})[1]
-            if self._last is not None:
+            if self._seen.observations is not None:
                 sound = [number for number in made if number not in again]
                 begun, fallen = self._exchange({number: ("reset", self._new_seeds(number)) for number in sound})
                 self._begun |= begun
@@ -371,7 +368,7 @@ class BlocksVecEnv(VecEnv):
 
     def _new_seeds(self, number: int) -> tuple[list[int | None], list[dict[str, Any]]]:
         """Seeds and options of a block whose episodes were lost, drawn anew at every restart."""
-        seeds = [self._last_seeds[i] for i in self._blocks[number]]
+        seeds = [self._seen.seeds[i] for i in self._blocks[number]]
         return [None if s is None else _derived(s, self.restarts[number]) for s in seeds], [{} for _ in seeds]
 
     def _dropped(self, number: int, observation: Any, reset_infos: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -379,8 +376,8 @@ class BlocksVecEnv(VecEnv):
         block = self._blocks[number]
         self.dropped_episodes += len(block)
         infos = [
-            self._last_infos[i]
-            | {"dropped": True, "TimeLimit.truncated": True, "terminal_observation": _row(self._last, i)}
+            self._seen.infos[i]
+            | {"dropped": True, "TimeLimit.truncated": True, "terminal_observation": _row(self._seen.observations, i)}
             for i in block
         ]
         return observation, np.zeros(len(block), dtype=np.float32), np.ones(len(block), dtype=bool), infos, reset_infos

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -51,12 +53,59 @@ def _one_by_one(venv: VecEnv) -> dict[str, Any]:
     return header("environments one by one", num_envs=venv.num_envs)
 
 
-def vector_state(num_envs: int, groups: Sequence[Placed]) -> dict[str, Any]:
-    """Return the state of a vector from those of its groups."""
+@dataclass
+class Seen:
+    """What was last seen of the environments of a vector, from which a worker that is lost is made up for.
+
+    :param seeds: that each was last reset with
+    :param observations: None: no episode is running
+    :param infos: of the last step, or of the reset if an episode began there
+    """
+
+    seeds: list[int | None]
+    observations: Any = None
+    infos: list[dict[str, Any]] = field(default_factory=list)
+
+    def reset_with(self, seeds: Sequence[int | None]) -> None:
+        """Take note of a reset to come; a seed of None leaves an environment's random numbers as they are."""
+        self.seeds = [old if new is None else new for old, new in zip(self.seeds, seeds, strict=True)]
+        self.observations, self.infos = None, []
+
+    def begun(self, observations: Any, reset_infos: Sequence[dict[str, Any]]) -> None:
+        """Take note of what a reset returned."""
+        self.observations, self.infos = observations, list(reset_infos)
+
+    def stepped(
+        self,
+        observations: Any,
+        dones: np.ndarray,
+        infos: Sequence[dict[str, Any]],
+        reset_infos: Sequence[dict[str, Any]],
+    ) -> None:
+        """Take note of what a step returned."""
+        told = zip(dones, infos, reset_infos, strict=True)
+        self.observations, self.infos = observations, [new if done else info for done, info, new in told]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it in plain values and tensors."""
+        return plain(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self.observations = {name: value.numpy().copy() for name, value in state["observations"].items()}
+        self.infos, self.seeds = list(state["infos"]), list(state["seeds"])
+
+
+def vector_state(num_envs: int, groups: Sequence[Placed], seen: Seen | None = None) -> dict[str, Any]:
+    """Return the state of a vector from those of its groups.
+
+    :param seen: of all; None for a block that a worker holds, whose vector knows
+    """
     ordered = sorted(groups, key=lambda group: group[0][0])
     return {
         **header("vector", num_envs=num_envs),
         "groups": [{"places": list(places), "state": state} for places, state in ordered],
+        "seen": None if seen is None else seen.state_dict(),
     }
 
 

@@ -246,6 +246,29 @@ def check_training_goes_on(engine: str) -> None:
     assert buffer.episode_starts[3, places].tolist() == [1.0] * len(places)
 
 
+def check_a_worker_may_be_lost_right_after_going_on(workers: int) -> None:
+    """From a state that any number of workers saved: its places are made up for before the first step."""
+    steps = []
+    for _ in range(2):
+        saved, venv = (make_vec_env([get_task("digits_mlp")], CONFIG, 4, n, seed=1).venv for n in (workers, 2))
+        assert isinstance(venv, BlocksVecEnv)
+        saved.reset()
+        last = saved.step(np.zeros((4, 1), dtype=np.float32))
+        venv.load_state_dict(saved.state_dict())
+        saved.close()
+        os.kill(venv.processes[0], signal.SIGKILL)
+        steps.append(venv.step(np.zeros((4, 1), dtype=np.float32)))
+        places = venv._blocks[0]
+        venv.close()
+    assert same(*steps)
+    _, rewards, dones, infos = steps[0]
+    assert np.flatnonzero(dones).tolist() == sorted(places)
+    for i in places:
+        ended = infos[i].pop("terminal_observation")
+        assert same(ended, {key: value[i] for key, value in last[0].items()})
+        assert infos[i] == last[3][i] | {"dropped": True, "TimeLimit.truncated": True} and rewards[i] == 0.0
+
+
 def check_processes_change_no_bit(engine: str) -> None:
     seen = {}
     for workers, how in ((0, "processes"), (2, engine)):

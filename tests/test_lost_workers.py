@@ -52,6 +52,11 @@ def test_training_goes_on_over_a_lost_worker():
     checks.check_training_goes_on("processes")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_may_be_lost_right_after_going_on(workers):
+    checks.check_a_worker_may_be_lost_right_after_going_on(workers)
+
+
 def test_a_stopped_process_is_ended_too():
     venv = checks.walks(WorkersVecEnv, timeout=1.0)
     venv.reset()

@@ -20,10 +20,11 @@ from envs.batched.runs import BatchedRuns
 from envs.blocks import MAX_RESTARTS, TIMEOUT, join
 from envs.learning_rate_env import EnvConfig, LearningRateEnv
 from envs.padding import PadGraph
+from envs.plain_state import loading
 from envs.ray_cluster import check_engine
 from envs.ray_workers import RayVecEnv
 from envs.tasks import Task
-from envs.vector_state import load_state_of, state_of, states_for, vector_state, whole
+from envs.vector_state import Seen, load_state_of, state_of, states_for, vector_state, whole
 from envs.workers import WorkersVecEnv
 from gns.features import get_schema
 
@@ -44,9 +45,11 @@ class CompositeVecEnv(VecEnv):
         self.groups = list(groups)
         self._ends = np.cumsum([group.num_envs for group in groups])
         super().__init__(int(self._ends[-1]), groups[0].observation_space, groups[0].action_space)
+        self._seen = Seen([None] * self.num_envs)
 
     def reset(self) -> Any:
         """Reset every group."""
+        self._seen.reset_with(self._seeds)
         observations = []
         for group, places in self._parts():
             group._seeds, group._options = [self._seeds[i] for i in places], [self._options[i] for i in places]
@@ -54,7 +57,9 @@ class CompositeVecEnv(VecEnv):
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
         self._reset_seeds()
         self._reset_options()
-        return join(observations)
+        everything = join(observations)
+        self._seen.begun(everything, self.reset_infos)
+        return everything
 
     def step_async(self, actions: np.ndarray) -> None:
         """Give every group its actions."""
@@ -65,8 +70,9 @@ class CompositeVecEnv(VecEnv):
         """Step one group after the other."""
         observations, rewards, dones, infos = zip(*(group.step_wait() for group in self.groups), strict=True)
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
-        everything = join(observations)
-        return everything, np.concatenate(rewards), np.concatenate(dones), [info for part in infos for info in part]
+        everything, ended, told = join(observations), np.concatenate(dones), [info for part in infos for info in part]
+        self._seen.stepped(everything, ended, told, self.reset_infos)
+        return everything, np.concatenate(rewards), ended, told
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, in the middle of episodes, see :mod:`envs.plain_state`.
@@ -75,7 +81,7 @@ class CompositeVecEnv(VecEnv):
 
         :raises OutOfOrderError: before :meth:`reset`
         """
-        return vector_state(self.num_envs, [(places, state_of(group)) for group, places in self._parts()])
+        return vector_state(self.num_envs, [(places, state_of(group)) for group, places in self._parts()], self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of a vector of the same groups, in whatever processes they were.
@@ -88,6 +94,9 @@ class CompositeVecEnv(VecEnv):
         for (group, places), share in zip(parts, shares, strict=True):
             load_state_of(group, whole(share, len(places)))
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
+        with loading():
+            if state["seen"] is not None:
+                self._seen.load_state_dict(state["seen"])
 
     def close(self) -> None:
         """Close every group."""
