@@ -19,6 +19,7 @@ from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
 from agents.shares import shares, shares_tables, write_shares
 from agents.stopping import stopping_at_once
+from agents.sweep import RunCheckpoints
 from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
@@ -36,10 +37,12 @@ def run(config: DictConfig) -> Evaluation:
     trained_on = {item.name: item.trained_on for item in controllers if hasattr(item, "trained_on")}
     folder = prepare_folder(Path("outputs") / config.name)
     cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
+    checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     console = Console()
     console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
     with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
-        evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache)
+        evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
+    checkpoints.clear()
     lines, cells = compare(evaluation), transfer(evaluation, trained_on)
     standing = shares(evaluation) if evaluation.percents else []
     about = {

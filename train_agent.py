@@ -21,7 +21,7 @@ from envs.tasks import get_task
 from gns.errors import InvalidSettingError
 
 _OUTSIDE_TRAINING = ("name", "task", "tracker", "data_root", "resume")
-_NO_PART_OF_THE_RESULT = ("name", "tracker", "data_root", "resume", "workers", "checkpoint")
+_NO_PART_OF_THE_RESULT = ("name", "tracker", "data_root", "resume", "workers", "engine", "checkpoint")
 
 
 def run(config: DictConfig) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from agents.settings import CONFIG_FOLDER, check_choices
+from agents.settings import CONFIG_FOLDER, check_choices, refuse_code
 from agents.stopping import StoppedError
 from envs.tasks.hub import DATA_ROOT
 from gns.errors import GNSError, InvalidSettingError
@@ -32,6 +33,8 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
             sys.exit(stopped.exit_code)
         except GNSError as error:
             sys.exit(f"{type(error).__name__}: {error}")
+        except OmegaConfBaseException as error:
+            sys.exit(f"InvalidSettingError: {error}; expected settings that can be resolved, see --cfg job.")
 
     try:
         check_choices(sys.argv[1:])
@@ -41,8 +44,13 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain dictionaries, references resolved."""
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    """Return a configuration as plain dictionaries, references resolved.
+
+    :raises InvalidSettingError: on a key that names code
+    """
+    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    refuse_code(content)
+    return content
 
 
 def use_data_root(folder: str | None) -> None:

@@ -18,7 +18,9 @@ import pandas as pd
 
 from agents.controllers import Controller
 from agents.results_cache import ResultsCache
-from agents.sweep import Job, run_jobs
+from agents.resuming import CheckpointConfig
+from agents.sweep import Job, RunCheckpoints, run_jobs
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import OPTIMIZERS
@@ -99,6 +101,8 @@ class EvaluationConfig:
     :param initial_rates: for each optimizer, the rates policies start from; where there are none, 9 rates over the
         task's own range
     :param device: where to train
+    :param engine: what the workers are
+    :param checkpoint: when the state of a run under way is written
     """
 
     optimizers: tuple[str, ...] | None = ("adam",)
@@ -110,6 +114,8 @@ class EvaluationConfig:
     widen: int = 3
     initial_rates: dict[str, InitialRates | None] = field(default_factory=dict)
     device: str = "cpu"
+    engine: EngineConfig = PROCESSES
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=300.0, keep=2))
 
     def __post_init__(self) -> None:
         require_positive("seeds", self.seeds)
@@ -178,12 +184,14 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: bool = True,
     cache: ResultsCache | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> Evaluation:
     """Run every controller on every task, optimizer and budget.
 
     :param progress: called with the runs done and the runs known to be needed
     :param report: measure the test split too
     :param cache: results of earlier runs, which are not run again
+    :param checkpoints: where runs under way are kept, see :func:`agents.sweep.run_jobs`
     :raises InvalidSettingError: before any run, if a controller cannot run a setting
     """
     require_different_names(tasks)
@@ -215,7 +223,7 @@ def evaluate(
 
     for turn in range(config.widen + 1):
         total = len(rows) + len(jobs)
-        rows += run_jobs(jobs, config.workers, tick, cache)
+        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
         jobs = []
         if turn < config.widen:
             table = runs_frame(rows)

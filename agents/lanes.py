@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agents.ppo import single_thread
+from envs.engine import EngineConfig
+from envs.memory import out_of_memory
 from envs.ray_cluster import start_ray
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,11 +37,11 @@ class Lane(ABC):
         """Run a function."""
 
     @abstractmethod
-    def close(self, at_once: bool) -> None:
-        """End it.
+    def kill(self) -> None:
+        """End what is being run; another function may be submitted then."""
 
-        :param at_once: without waiting for what is being run
-        """
+    def close(self) -> None:  # noqa: B027  (a task that has ended leaves nothing)
+        """End it when nothing is being run."""
 
 
 class _ProcessLane(Lane):
@@ -56,37 +60,44 @@ class _ProcessLane(Lane):
         try:
             future = self._pool.submit(function)
         except BrokenProcessPool:  # by the job before, or since
-            self.close(at_once=True)
+            self.close()
             return self.submit(function)
         return future
 
-    def close(self, at_once: bool) -> None:
+    def kill(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=not at_once, cancel_futures=True)
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            self.close()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 class _RayLane(Lane):
     """Tasks of a Ray cluster, one at a time, on whichever machine has room."""
 
-    def __init__(self, ray: Any, resources: Mapping[str, Any]) -> None:
+    def __init__(self, ray: Any, engine: EngineConfig) -> None:
         errors = ray.exceptions
         self.lost = (
             errors.WorkerCrashedError,
             errors.OutOfMemoryError,
             errors.NodeDiedError,
             errors.ObjectLostError,
+            errors.TaskCancelledError,
         )
         self._ray: Any = ray
         self._running: Any = None
-        self._task = ray.remote(_alone).options(**{"num_cpus": 1, "max_retries": 0, **resources})
+        self._task = ray.remote(_alone).options(**{"num_cpus": 1, "max_retries": 0, **engine.resources})
 
     def submit(self, function: Callable[[], Any]) -> Future:
         self._running = self._task.remote(function)
         return self._running.future()
 
-    def close(self, at_once: bool) -> None:
-        if at_once and self._running is not None:
+    def kill(self) -> None:
+        if self._running is not None:
             self._ray.cancel(self._running, force=True)
 
 
@@ -95,16 +106,14 @@ def _alone(function: Callable[[], Any]) -> Any:
     return function()
 
 
-def make_lanes(engine: str, count: int, address: str | None, resources: Mapping[str, Any]) -> list[Lane]:
+def make_lanes(engine: EngineConfig, count: int) -> list[Lane]:
     """Return lanes of processes of this machine, or of a Ray cluster.
 
-    :param engine: ``processes`` or ``ray``
-    :param address: of the cluster, see :func:`envs.ray_cluster.start_ray`
-    :param resources: of each Ray task
+    :raises MissingPackageError: if the engine is not installed
     """
-    if engine == "ray":
-        ray = start_ray(address, resources, count)
-        return [_RayLane(ray, resources) for _ in range(count)]
+    if engine.name == "ray":
+        ray = start_ray(engine, count)
+        return [_RayLane(ray, engine) for _ in range(count)]
     return [_ProcessLane() for _ in range(count)]
 
 
@@ -115,41 +124,57 @@ def run_in_lanes(
     attempts: int,
     finished: Callable[[Key, Any], None],
     failed: Callable[[Key, str], None],
+    timeout: float | None = None,
 ) -> None:
     """Run jobs, in their order, and hand over each result as it comes.
 
-    A job whose process dies is run again after those that wait.
+    A job that is lost (its process dies, it runs out of memory or out of time) is run again after those that wait.
 
     :param attempts: at a job, before it has failed
     :param finished: called with a job's key and result
-    :param failed: called with the key of a job whose process died that often, and what happened
-    :raises BaseException: whatever a job raises; what is running is then given up
+    :param failed: called with the key of a job that was lost that often, and what happened
+    :param timeout: seconds a job may take; None: for ever
+    :raises BaseException: whatever else a job raises; what is running is then given up
     """
     waiting, idle = deque(jobs), list(lanes)
-    running: dict[Future, tuple[Lane, Key]] = {}
+    running: dict[Future, tuple[Lane, Key, float]] = {}
     tried = dict.fromkeys(jobs, 0)
+
+    def lose(key: Key, why: str) -> None:
+        why = f"{why} ({tried[key]} of {attempts} attempts)"
+        if tried[key] < attempts:
+            _LOGGER.warning("A job is run again: %s.", why)
+            waiting.append(key)
+        else:
+            failed(key, why)
+
     try:
         while waiting or running:
             while waiting and idle:
                 lane, key = idle.pop(), waiting.popleft()
                 tried[key] += 1
-                running[lane.submit(partial(run, jobs[key]))] = lane, key
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                lane, key = running.pop(future)
+                end = math.inf if timeout is None else time.monotonic() + timeout
+                running[lane.submit(partial(run, jobs[key]))] = lane, key, end
+            first = min(end for _, _, end in running.values())
+            left = None if first == math.inf else max(first - time.monotonic(), 0.0)
+            for future in wait(running, left, return_when=FIRST_COMPLETED).done:
+                lane, key, _ = running.pop(future)
                 idle.append(lane)
                 error = future.exception()
                 if isinstance(error, lane.lost):
-                    why = f"its process died {tried[key]} times, last by {type(error).__name__}: {error}"
-                    if tried[key] < attempts:
-                        _LOGGER.warning("A job is run again: %s", why)
-                        waiting.append(key)
-                    else:
-                        failed(key, why)
+                    lose(key, f"its process died, {type(error).__name__}: {error}")
+                elif out_of_memory(error):
+                    lose(key, f"it ran out of memory, {error}")
                 else:
                     finished(key, future.result())
+            for future in [future for future, (_, _, end) in running.items() if end <= time.monotonic()]:
+                lane, key, _ = running.pop(future)
+                lane.kill()
+                idle.append(lane)
+                lose(key, f"it took more than {timeout:g} seconds")
     except BaseException:
         for lane in lanes:
-            lane.close(at_once=True)
+            lane.kill()
         raise
     for lane in lanes:
-        lane.close(at_once=False)
+        lane.close()

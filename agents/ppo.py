@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
 
 from envs.batched.composite import make_vector
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig
 from envs.memory import keep_freed_memory
 from envs.padding import unpad
@@ -184,15 +185,20 @@ class TaskReturnScaling(VecEnvWrapper):
 
 
 def make_vec_env(
-    tasks: list[Task], config: EnvConfig, num_envs: int, workers: int, seed: int, together: bool = True, **how: Any
+    tasks: list[Task],
+    config: EnvConfig,
+    num_envs: int,
+    workers: int,
+    seed: int,
+    together: bool = True,
+    engine: EngineConfig = PROCESSES,
 ) -> TaskReturnScaling:
     """Return ``num_envs`` padded environments over all ``tasks``, in ``workers`` workers (0: in this process).
 
     :param together: whether runs of one task and optimizer may be trained together, where that is faster
-    :param how: ``engine``, ``timeout``, ``max_restarts``, ``address`` and ``resources`` of the workers, see
-        :func:`envs.batched.composite.make_vector`
+    :param engine: what the workers are
     """
-    venv = make_vector(tasks, config, num_envs, workers, together, **how)
+    venv = make_vector(tasks, config, num_envs, workers, together, engine)
     venv.seed(seed)
     return TaskReturnScaling(venv)
 

@@ -1,9 +1,9 @@
 """Going on with a training that was interrupted, to the same policy bit for bit.
 
-A checkpoint is taken between two rollouts, right after PPO's update. It holds the agent (weights, Adam's state, counts,
-last observations), every environment in the middle of its episode, the moments returns are scaled by, the random
-numbers of Python, NumPy and PyTorch, and what progress is reported from. Stable-Baselines3 saves neither random numbers
-nor environments; the rollout buffer is empty between rollouts and needs no saving.
+A checkpoint of a policy's training is taken between two rollouts, right after PPO's update. It holds the agent
+(weights, Adam's state, counts, last observations), every environment in the middle of its episode, the moments returns
+are scaled by, the random numbers of Python, NumPy and PyTorch, and what progress is reported from. Stable-Baselines3
+saves neither random numbers nor environments; the rollout buffer is empty between rollouts and needs no saving.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 
 import gns
 from agents.checkpoints import CheckpointStore
 from gns.errors import InvalidSettingError, require_count
 
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints of a training are written.
+    """When checkpoints of a training, of a policy or under a controller, are written.
 
-    :param every: seconds from one to the next, at least; 0: after every rollout. Changes no result
+    :param every: seconds from one to the next, at least; 0: after every rollout, or every update of a run. Changes no
+        result
     :param keep: newest ones kept
     """
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from agents.controllers.base import Controller
 from agents.lanes import make_lanes, run_in_lanes
 from agents.results_cache import ResultsCache, result_key
+from agents.resuming import CheckpointConfig, Resuming
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
-from envs.ray_cluster import check_engine
+from envs.memory import out_of_memory
 from envs.tasks import Split, Task
 from envs.training_run import evaluate_split
 
 PATH_POINTS = 100  # points of a rate path that are kept
-ATTEMPTS = 2  # at a job whose process dies
+ATTEMPTS = 2  # at a job that is lost
 _SPLITS_KEPT = 8
 _LOGGER = logging.getLogger(__name__)
 _TEST_SPLITS: dict[str, Split] = {}
@@ -29,11 +33,33 @@ class Job:
     """One training run under one controller.
 
     :param report: also measure the trained model on the test split
+    :param checkpoints: where the run is kept while it lasts; None: nowhere
     """
 
     controller: Controller
     episode: Episode
     report: bool = True
+    checkpoints: Resuming | None = None
+
+
+@dataclass(frozen=True)
+class RunCheckpoints:
+    """Where runs under way are kept, each in a folder of its own until it is over.
+
+    :param folder: of all of them; where runs are trained on several machines, one that these share
+    """
+
+    folder: Path
+    config: CheckpointConfig
+
+    def of(self, key: str) -> Resuming:
+        """Return the checkpoints of the run that has a key, see :func:`agents.results_cache.result_key`."""
+        return Resuming(self.folder / key[:32], self.config, key)
+
+    def clear(self) -> None:
+        """Delete them all: every run is over."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
 
 def run_jobs(
@@ -41,27 +67,24 @@ def run_jobs(
     workers: int,
     done: Callable[[], None] = lambda: None,
     cache: ResultsCache | None = None,
-    engine: str = "processes",
-    address: str | None = None,
-    resources: Mapping[str, Any] | None = None,
+    engine: EngineConfig = PROCESSES,
+    checkpoints: RunCheckpoints | None = None,
 ) -> list[dict[str, Any]]:
     """Run jobs and return a row each, in the order of the jobs whatever order they end in.
 
-    A job whose process dies (for want of memory, or with its machine) is run once more. If that dies too the job has
-    failed and the others go on: its losses are infinite, ``failed`` in its row says why, and so does the log. Such a
-    row is not kept in the cache. An error that a job raises ends everything.
+    A job that is lost is run once more: its process died (with its machine, perhaps), it ran out of memory, or out of
+    the engine's ``job_timeout``. If it is lost again it has failed and the others go on: its losses are infinite,
+    ``failed`` in its row says why, and so does the log. Such a row is not kept in the cache. Any other error that a job
+    raises ends everything.
 
     :param workers: jobs at once, in a process of one thread each; 0 runs them here
     :param done: called after each job
     :param cache: rows of earlier runs, which are not run again; new rows are kept there as they come. Jobs that differ
         in the controller's name alone are run once. None: every job is run
-    :param engine: what runs them: ``processes`` of this machine, or ``ray`` tasks. Changes no row
-    :param address: of a Ray cluster, see :func:`envs.ray_cluster.start_ray`
-    :param resources: of each Ray task, as Ray takes them: ``num_cpus`` (1), ``num_gpus`` (a share will do), ``memory``
-    :raises UnknownNameError: if the engine is unknown
-    :raises MissingPackageError: if it is not installed
+    :param engine: what runs them. Changes no row
+    :param checkpoints: where runs under way are kept, so that one that is lost goes on; needs a cache. Changes no row
+    :raises MissingPackageError: if the engine is not installed
     """
-    check_engine(engine)
     rows: list[dict[str, Any]] = [{} for _ in jobs]
     places: dict[str | int, list[int]] = {}  # jobs by key, or by their number where there is none
     for number, job in enumerate(jobs):
@@ -82,24 +105,34 @@ def run_jobs(
     for place, numbers in places.items():
         known = cache.get(place) if cache is not None and isinstance(place, str) else None
         if known is None:
-            wanted[place] = jobs[numbers[0]]
+            kept = checkpoints.of(place) if checkpoints is not None and isinstance(place, str) else None
+            wanted[place] = replace(jobs[numbers[0]], checkpoints=kept)
         else:
             deliver(place, known)
+
+    def fail(place: str | int, why: str) -> None:
+        keep(place, _failed(wanted[place], why))
+
     if workers == 0:
         for place, job in wanted.items():
-            keep(place, run_job(job))
+            try:
+                row = run_job(job)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                fail(place, f"it ran out of memory, {error}")
+            else:
+                keep(place, row)
     elif wanted:
-        lanes = make_lanes(engine, min(workers, len(wanted)), address, resources or {})
-        run_in_lanes(
-            run_job, wanted, lanes, ATTEMPTS, keep, lambda place, why: keep(place, _failed(wanted[place], why))
-        )
+        lanes = make_lanes(engine, min(workers, len(wanted)))
+        run_in_lanes(run_job, wanted, lanes, ATTEMPTS, keep, fail, engine.job_timeout)
     return rows
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train a run and return its row; ``path`` holds (progress, learning rate) pairs."""
     episode = job.episode
-    run = job.controller.train(episode)
+    run = job.controller.train(episode, job.checkpoints)
     row = _blank(job) | {
         "reward_loss": _worst_if_nan(run.reward_loss),
         "updates": run.ledger.updates,
@@ -114,6 +147,8 @@ def run_job(job: Job) -> dict[str, Any]:
         row["test_loss"], row["test_metric"] = _worst_if_nan(figures.loss), figures.metric
         row["test_metrics"] = json.dumps(figures.metrics)
     row["path"] = _path(run.rates, episode.budget)
+    if job.checkpoints is not None:
+        job.checkpoints.clear()
     return row
 
 
@@ -139,10 +174,11 @@ def _blank(job: Job) -> dict[str, Any]:
 
 
 def _failed(job: Job, why: str) -> dict[str, Any]:
-    """Return the row of a job whose process died again and again."""
+    """Return the row of a job that was lost again and again."""
     episode = job.episode
     _LOGGER.error(
-        "%s on %s with %s, budget %d, rate %g, seed %d has failed: %s. It counts as infinitely bad.",
+        "%s on %s with %s, budget %d, rate %g, seed %d has failed: %s. It counts as infinitely bad. "
+        "Where memory is short, fewer workers or task.NAME.accumulation=2 (a batch in two parts) need less.",
         *(job.controller.name, episode.task.name, episode.optimizer),
         *(episode.budget, episode.learning_rate, episode.seed, why),
     )

@@ -29,6 +29,7 @@ from agents.resuming import (
 )
 from agents.stopping import StopRequest
 from agents.sweep import Job, run_jobs
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
@@ -66,12 +67,14 @@ class TrainConfig:
     :param episodes: training runs to learn from, rounded up to whole rollouts
     :param seed: seed of everything
     :param workers: processes that collect; 0: none but this one. Changes no result
+    :param engine: what the workers are. Changes no result
     :param checkpoint: when the state of the training is written
     """
 
     episodes: int = 2400
     seed: int = 0
     workers: int = 2
+    engine: EngineConfig = PROCESSES
     env: EnvConfig = field(default_factory=EnvConfig)
     agent: PPOConfig = field(default_factory=PPOConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
@@ -126,6 +129,7 @@ class ScheduleReference:
         env: EnvConfig,
         config: BaselineConfig,
         workers: int,
+        engine: EngineConfig = PROCESSES,
         known: list[list[Any]] | None = None,
     ) -> None:
         self._points: dict[tuple[str, str], dict[int, float]] = {}  # log loss by budget
@@ -144,7 +148,7 @@ class ScheduleReference:
                         for seed in range(config.seeds):
                             episode = Episode(task, optimizer, budget, rate, seed, env.device)
                             jobs += [Job(controller, episode, report=False) for controller in controllers]
-        best = tune(runs_frame(run_jobs(jobs, workers))).groupby(SETTING).reward_loss.min()
+        best = tune(runs_frame(run_jobs(jobs, workers, engine=engine))).groupby(SETTING).reward_loss.min()
         for (name, optimizer, budget), loss in best.items():
             self._points.setdefault((name, optimizer), {})[int(budget)] = log_loss(float(loss))
 
@@ -258,12 +262,18 @@ def train(
         config.env.check(task)
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
-    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, known)
+    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
     decision, largest = config.env.decision, max(config.env.budgets_of(task)[1] for task in tasks)
     interval = decision.decision_interval
     decisions = math.ceil(largest / interval) if interval else decision.num_decisions
     venv = make_vec_env(
-        list(tasks), config.env, config.agent.num_envs, config.workers, config.seed, config.agent.together
+        list(tasks),
+        config.env,
+        config.agent.num_envs,
+        config.workers,
+        config.seed,
+        config.agent.together,
+        config.engine,
     )
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)

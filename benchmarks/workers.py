@@ -14,15 +14,16 @@ import numpy as np
 
 from agents.ppo import make_vec_env
 from envs import EnvConfig, get_task
+from envs.engine import PROCESSES, EngineConfig
 from gns import DecisionConfig
 
+SHARED = EngineConfig("ray", resources={"num_cpus": 0.5})  # all are there at once, and take turns
 KINDS = {
-    "one process": ("processes", 1),
-    "one Ray actor": ("ray", 1),
-    "two processes": ("processes", 2),
-    "two Ray actors": ("ray", 2),
+    "one process": (PROCESSES, 1),
+    "one Ray actor": (SHARED, 1),
+    "two processes": (PROCESSES, 2),
+    "two Ray actors": (SHARED, 2),
 }
-SHARE = {"num_cpus": 0.5}  # all are there at once, and take turns
 
 
 def main() -> None:
@@ -34,9 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = EnvConfig(decision=DecisionConfig(num_decisions=20))
     venvs = {
-        name: make_vec_env(
-            [get_task("digits_mlp")], config, arguments.environments, workers, 0, engine=engine, resources=SHARE
-        )
+        name: make_vec_env([get_task("digits_mlp")], config, arguments.environments, workers, 0, engine=engine)
         for name, (engine, workers) in KINDS.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in KINDS}

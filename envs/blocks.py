@@ -20,17 +20,17 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.memory import keep_freed_memory
+from envs.engine import EngineConfig
+from envs.memory import keep_freed_memory, out_of_memory
 from envs.plain_state import loading
 from envs.vector_state import Seen, block_state, load_block_state, packed, states_for, unpacked, vector_state
-from gns.errors import InvalidSettingError, StateError, WorkerError, WorkerLostError, require_positive
+from gns.errors import StateError, WorkerError, WorkerLostError
 
 _LOGGER = logging.getLogger(__name__)
-TIMEOUT = 600.0  # seconds for an answer
 START = 600.0  # seconds at least for a worker to be there and to make its block, where answers are waited for at all
-MAX_RESTARTS = 10
 Call = tuple[str, tuple[Any, ...]]  # what a block is asked: a name in _CALLS, and arguments
-Answer = tuple[bool, Any]  # whether all went well; what was asked for, or the error's type and message
+# Whether all went well, None where memory ran out; what was asked for, or the error's type and message.
+Answer = tuple[bool | None, Any]
 
 
 # ---------------------------------------------------------------------- in the worker
@@ -50,7 +50,7 @@ def make_block(pickled: bytes) -> tuple[VecEnv | None, Answer]:
         about = block.observation_space, block.action_space, block.get_attr("render_mode")[0], os.getpid()
         return block, (True, about)
     except BaseException as error:
-        return None, (False, _named(error))
+        return None, _failure(error)
 
 
 def ask_block(block: VecEnv, name: str, arguments: tuple[Any, ...]) -> Answer:
@@ -58,11 +58,11 @@ def ask_block(block: VecEnv, name: str, arguments: tuple[Any, ...]) -> Answer:
     try:
         return True, _CALLS[name](block, *arguments)
     except Exception as error:  # whoever asked raises it
-        return False, _named(error)
+        return _failure(error)
 
 
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _failure(error: BaseException) -> Answer:
+    return None if out_of_memory(error) else False, f"{type(error).__name__}: {error}"
 
 
 def _reset(block: VecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
@@ -133,31 +133,25 @@ class Worker(ABC):
 class BlocksVecEnv(VecEnv):
     """Steps blocks of environments, each held by a worker.
 
-    A worker that dies, or does not answer, is killed and started again: its block is made anew, attributes set before
-    are set again, and its environments are reset with seeds drawn from their last ones and the number of the restart.
-    Their running episodes are dropped. Each ends at the coming step with reward 0, ``dones`` True and ``dropped`` True
-    in its info, which otherwise is the episode's last; the observation is the new episode's first. Where the old one
-    would have led is not known, so it counts as truncated where it was last seen: ``terminal_observation`` is the last
-    observation and ``TimeLimit.truncated`` True, so that an agent that bootstraps there expects what it expected. What
-    other workers do is not touched. An error that an environment raises is no such loss: it is raised here.
+    A worker that dies, runs out of memory or does not answer, is killed and started again: its block is made anew,
+    attributes set before are set again, and its environments are reset with seeds drawn from their last ones and the
+    number of the restart. Their running episodes are dropped. Each ends at the coming step with reward 0, ``dones``
+    True and ``dropped`` True in its info, which otherwise is the episode's last; the observation is the new episode's
+    first. Where the old one would have led is not known, so it counts as truncated where it was last seen:
+    ``terminal_observation`` is the last observation and ``TimeLimit.truncated`` True, so that an agent that bootstraps
+    there expects what it expected. What other workers do is not touched. Any other error that an environment raises is
+    no such loss: it is raised here.
 
     :param workers: not yet started
     :param places: numbers that the environments of each block have in this vector, every number once
-    :param timeout: seconds a worker may take for one answer, :data:`START` at least for its start; None: for ever
-    :param max_restarts: restarts of one worker before a :class:`WorkerError` ends it all
+    :param engine: its ``timeout`` (:data:`START` at least for a start) and ``max_restarts`` count
     :raises WorkerError: if a worker cannot make its environments, later raises, or is lost once too often
     """
 
-    def __init__(
-        self, workers: Sequence[Worker], places: Sequence[Sequence[int]], timeout: float | None, max_restarts: int
-    ) -> None:
-        if timeout is not None:
-            require_positive("timeout", timeout)
-        if max_restarts < 0:
-            raise InvalidSettingError(f"max_restarts is {max_restarts}; expected 0 or more.")
+    def __init__(self, workers: Sequence[Worker], places: Sequence[Sequence[int]], engine: EngineConfig) -> None:
         self.dropped_episodes = 0
         self.restarts = [0] * len(workers)
-        self._timeout, self._max_restarts = timeout, max_restarts
+        self._timeout, self._max_restarts = engine.timeout, engine.max_restarts
         self._workers = list(workers)
         self._blocks = [list(block) for block in places]
         order = [i for block in self._blocks for i in block]
@@ -327,6 +321,8 @@ class BlocksVecEnv(VecEnv):
                 continue
             if good:
                 answers[number] = answer
+            elif good is None:
+                lost[number] = f"ran out of memory ({answer})"
             else:
                 failures.append(f"Worker {number} raised {answer}")
         if failures:

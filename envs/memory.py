@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 
 
@@ -21,3 +23,10 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_TRIM_THRESHOLD: 2**30, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}
     return all([bool(mallopt(name, value)) for name, value in settings.items()])
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Say whether an error means that memory ran out, of a GPU or of this machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -5,34 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
-from gns.errors import InvalidSettingError, MissingPackageError, UnknownNameError
+from envs.engine import EngineConfig
+from gns.errors import InvalidSettingError, MissingPackageError
 
 _LOGGER = logging.getLogger(__name__)
-ENGINES = ("processes", "ray")
 
 
-def check_engine(engine: str) -> None:
-    """Pass the name of what runs workers.
-
-    :raises UnknownNameError: on anything else
-    """
-    if engine not in ENGINES:
-        raise UnknownNameError("engine", engine, ENGINES)
-
-
-def start_ray(address: str | None, each: Mapping[str, Any], count: int) -> ModuleType:
+def start_ray(engine: EngineConfig, count: int) -> ModuleType:
     """Return Ray, connected to a cluster.
 
     One that this process is connected to already is used. Without an address (and ``RAY_ADDRESS`` in the environment) a
     cluster of this machine alone is started, with a CPU for whoever asks for one even if that is more than there are.
 
-    :param address: of the cluster, as ``ray.init`` takes it: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``
-    :param each: options of each actor or task, of which ``num_cpus`` is read
-    :param count: how many there are at once
+    :param engine: its ``address`` is that of the cluster, as ``ray.init`` takes it: ``auto``, ``HOST:PORT``,
+        ``ray://HOST:PORT``
+    :param count: how many actors or tasks there are at once
     :raises MissingPackageError: if Ray is not installed
     :raises InvalidSettingError: if there is no such cluster
     """
@@ -41,21 +30,21 @@ def start_ray(address: str | None, each: Mapping[str, Any], count: int) -> Modul
     except ImportError as error:
         raise MissingPackageError(
             f"The package 'ray' is not installed ({error}); install it by pip install 'gns-scheduler[distributed]', or "
-            "choose the engine 'processes'."
+            "set engine.name=processes."
         ) from error
-    needed = math.ceil(count * each.get("num_cpus", 1))
+    needed = math.ceil(count * engine.resources.get("num_cpus", 1))
     if not ray.is_initialized():
-        if address is None and not os.environ.get("RAY_ADDRESS"):
+        if engine.address is None and not os.environ.get("RAY_ADDRESS"):
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by itself; here the workers do the work
             ray.init("local", num_cpus=max(needed, os.cpu_count() or 1), include_dashboard=False)
         else:
             try:
-                ray.init(address=address)
+                ray.init(address=engine.address)
             except (ConnectionError, ValueError) as error:
                 raise InvalidSettingError(
-                    f"address is {address!r} ({error}); expected that of a running Ray cluster, or None for this "
-                    "machine alone. Start one by ray start --head."
+                    f"engine.address is {engine.address!r} ({error}); expected that of a running Ray cluster, or "
+                    "null for this machine alone. Start one by ray start --head."
                 ) from error
     there = ray.cluster_resources().get("CPU", 0.0)
     if there < needed:

@@ -10,16 +10,8 @@ from typing import Any
 import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.blocks import (
-    MAX_RESTARTS,
-    TIMEOUT,
-    Answer,
-    BlocksVecEnv,
-    Call,
-    Worker,
-    ask_block,
-    make_block,
-)
+from envs.blocks import Answer, BlocksVecEnv, Call, Worker, ask_block, make_block
+from envs.engine import RAY, EngineConfig
 from envs.ray_cluster import start_ray
 from gns.errors import WorkerLostError
 
@@ -84,12 +76,8 @@ class RayVecEnv(BlocksVecEnv):
     :param blocks: functions that make a vector of environments each; their observations must be of one shape. They are
         sent by cloudpickle; the packages they name must be installed on every machine
     :param places: numbers that the environments of each block have in this vector, every number once
-    :param timeout: seconds an actor may take for one answer, ten minutes at least for its start, the wait for resources
-        included; None: for ever
-    :param max_restarts: restarts of one actor before a WorkerError ends it all
-    :param address: of the cluster; None: see :func:`envs.ray_cluster.start_ray`
-    :param resources: options of each actor as Ray takes them, such as ``num_cpus`` (1), ``num_gpus`` (a share will do),
-        ``memory`` and ``scheduling_strategy``
+    :param engine: the cluster, what each actor is given of it, and when one is lost; the wait for resources counts as
+        part of an actor's start
     :raises MissingPackageError: if Ray is not installed
     :raises WorkerError: if an actor cannot make its environments, later raises, or is lost once too often
     """
@@ -98,11 +86,8 @@ class RayVecEnv(BlocksVecEnv):
         self,
         blocks: Sequence[Callable[[], VecEnv]],
         places: Sequence[Sequence[int]],
-        timeout: float | None = TIMEOUT,
-        max_restarts: int = MAX_RESTARTS,
-        address: str | None = None,
-        resources: Mapping[str, Any] | None = None,
+        engine: EngineConfig = RAY,
     ) -> None:
-        ray = start_ray(address, resources or {}, len(blocks))
-        actors = [_Actor(ray, cloudpickle.dumps(make), resources or {}) for make in blocks]
-        super().__init__(actors, places, timeout, max_restarts)
+        ray = start_ray(engine, len(blocks))
+        actors = [_Actor(ray, cloudpickle.dumps(make), engine.resources) for make in blocks]
+        super().__init__(actors, places, engine)

@@ -19,16 +19,8 @@ from typing import Any
 import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.blocks import (
-    MAX_RESTARTS,
-    TIMEOUT,
-    Answer,
-    BlocksVecEnv,
-    Call,
-    Worker,
-    ask_block,
-    make_block,
-)
+from envs.blocks import Answer, BlocksVecEnv, Call, Worker, ask_block, make_block
+from envs.engine import PROCESSES, EngineConfig
 from gns.errors import WorkerLostError
 
 _CLOSE = 10.0  # seconds a process may take to end
@@ -123,8 +115,7 @@ class WorkersVecEnv(BlocksVecEnv):
 
     :param blocks: functions that make a vector of environments each; their observations must be of one shape
     :param places: numbers that the environments of each block have in this vector, every number once
-    :param timeout: seconds a process may take for one answer; None: for ever
-    :param max_restarts: restarts of one process before a WorkerError ends it all
+    :param engine: when a process is lost, and how often it may be
     :raises WorkerError: if a process cannot make its environments, later raises, or is lost once too often
     """
 
@@ -132,8 +123,7 @@ class WorkersVecEnv(BlocksVecEnv):
         self,
         blocks: Sequence[Callable[[], VecEnv]],
         places: Sequence[Sequence[int]],
-        timeout: float | None = TIMEOUT,
-        max_restarts: int = MAX_RESTARTS,
+        engine: EngineConfig = PROCESSES,
     ) -> None:
-        processes = [_Process(cloudpickle.dumps(make), timeout) for make in blocks]
-        super().__init__(processes, places, timeout, max_restarts)
+        processes = [_Process(cloudpickle.dumps(make), engine.timeout) for make in blocks]
+        super().__init__(processes, places, engine)

@@ -18,6 +18,7 @@ from agents.ppo import PPOConfig, TaskReturnScaling, make_ppo, make_vec_env
 from agents.sweep import Job, run_jobs
 from envs import EnvConfig, get_task
 from envs.blocks import BlocksVecEnv
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig
 from gns.errors import WorkerError
@@ -59,6 +60,8 @@ def walk() -> gym.Env:
                 os.kill(os.getpid(), signal.SIGKILL)
             while self.command == "hang":
                 time.sleep(0.05)
+            if self.command == "eat":
+                torch.empty(10**15)
             if self.command == "raise":
                 raise ValueError("the cause of it all")
             self.at, reward = self.at + 1, self.np_random.random() + float(action[0])
@@ -70,7 +73,8 @@ def walk() -> gym.Env:
 
 def walks(kind: Callable[..., BlocksVecEnv], **settings) -> BlocksVecEnv:
     """Two workers of two walks each, in places out of order."""
-    return kind([partial(DummyVecEnv, [walk, walk])] * 2, [[0, 2], [3, 1]], **settings)
+    engine = EngineConfig("ray" if kind.__name__ == "RayVecEnv" else "processes", **settings)
+    return kind([partial(DummyVecEnv, [walk, walk])] * 2, [[0, 2], [3, 1]], engine)
 
 
 def roll(venv: VecEnv, steps: int, between: Callable[[int], None] = lambda step: None, actions: int = 7) -> list:
@@ -117,7 +121,7 @@ def rows(seen: list, places: list[int]) -> list:
 
 
 def check_a_lost_worker_costs_its_episodes_only(venv: BlocksVecEnv, how: str) -> None:
-    """``how``: kill (from outside, between steps), die or hang (in a step)."""
+    """``how``: kill (from outside, between steps), die, hang or eat (all memory; in a step)."""
     old, dropped, restarts = list(venv.processes), venv.dropped_episodes, venv.restarts[1]
 
     def lose(step: int) -> None:
@@ -202,7 +206,7 @@ def check_restarts_end(kind, caplog) -> None:
     venv.close()
 
 
-def check_training_goes_on(engine: str) -> None:
+def check_training_goes_on(engine: EngineConfig) -> None:
     """PPO over a loss: others see the same bits as in one process, statistics leave the dropped out."""
     tasks = [get_task("digits_mlp")]
     agent = PPOConfig(num_envs=4, episodes_per_rollout=8, n_epochs=1, batch_size=20)
@@ -269,34 +273,39 @@ def check_a_worker_may_be_lost_right_after_going_on(workers: int) -> None:
         assert infos[i] == last[3][i] | {"dropped": True, "TimeLimit.truncated": True} and rewards[i] == 0.0
 
 
-def check_processes_change_no_bit(engine: str) -> None:
+def check_processes_change_no_bit(engine: EngineConfig) -> None:
     seen = {}
-    for workers, how in ((0, "processes"), (2, engine)):
+    for workers, how in ((0, PROCESSES), (2, engine)):
         torch.set_flush_denormal(True)
         venv = make_vec_env([get_task(n) for n in ("digits_mlp", "mnist1d_cnn")], CONFIG, 9, workers, 3, engine=how)
-        seen[how if workers else "none"] = roll(venv, 7)
+        seen[workers] = roll(venv, 7)
         venv.close()
-    assert same(seen["none"], seen[engine])
+    assert same(seen[0], seen[2])
 
 
 # ---------------------------------------------------------------------- sweeps
 
 
 class Dying:
-    """Stands for a controller: trains as another does, or ends its process, each time or only the first."""
+    """Stands for a controller: trains as another does, or ends its process, hangs, or asks for more memory than there
+    is, each time or only the first."""
 
-    def __init__(self, inner, budget: int, once: str = "") -> None:
-        self.inner, self.budget, self.once, self.name = inner, budget, once, inner.name
+    def __init__(self, inner, budget: int, once: str = "", how: str = "die") -> None:
+        self.inner, self.budget, self.once, self.how, self.name = inner, budget, once, how, inner.name
 
     def identity(self):
         return self.inner.identity()
 
-    def train(self, episode):
+    def train(self, episode, checkpoints=None):
         if episode.budget == self.budget and not (self.once and os.path.exists(self.once)):
             if self.once:
                 open(self.once, "w").close()
+            if self.how == "eat":
+                torch.empty(10**15)
+            while self.how == "hang":
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.inner.train(episode)
+        return self.inner.train(episode, checkpoints)
 
 
 def jobs_of(controller) -> list[Job]:

@@ -166,7 +166,7 @@ class Fixed:
     def check(self, task, optimizer, budget):
         assert budget in (2, 20)
 
-    def train(self, episode):
+    def train(self, episode, checkpoints=None):
         model = episode.task.new_model()
         loss = abs(math.log(episode.learning_rate / 0.01)) + 0.1 * episode.seed
         ledger = Ledger(updates=episode.budget, evaluations=1)

@@ -9,10 +9,12 @@ import losing_workers as checks
 import numpy as np
 import pytest
 
-from agents.controllers import ScheduleController
+from agents.controllers import ScheduleController, make_controller
 from agents.results_cache import ResultsCache
-from agents.sweep import run_jobs
-from envs.batched.composite import make_vector
+from agents.resuming import CheckpointConfig
+from agents.sweep import Job, RunCheckpoints, run_jobs
+from envs.engine import PROCESSES, EngineConfig
+from envs.learning_rate_env import Episode
 from envs.tasks import get_task
 from envs.workers import WorkersVecEnv
 from gns.errors import InvalidSettingError, UnknownNameError
@@ -27,7 +29,7 @@ def venv():
     made.close()
 
 
-@pytest.mark.parametrize("how", ["kill", "die", "hang"])
+@pytest.mark.parametrize("how", ["kill", "die", "hang", "eat"])
 def test_a_lost_worker_costs_its_episodes_only(venv, how):
     checks.check_a_lost_worker_costs_its_episodes_only(venv, how)
 
@@ -49,7 +51,7 @@ def test_restarts_end(caplog):
 
 
 def test_training_goes_on_over_a_lost_worker():
-    checks.check_training_goes_on("processes")
+    checks.check_training_goes_on(PROCESSES)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -68,17 +70,19 @@ def test_a_stopped_process_is_ended_too():
     venv.close()
 
 
-@pytest.mark.parametrize("settings", [{"timeout": 0}, {"timeout": -1.0}, {"max_restarts": -1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"timeout": 0}, {"timeout": -1.0}, {"job_timeout": 0}, {"max_restarts": -1}], ids=str
+)
 def test_limits_that_are_none_are_refused(settings):
     with pytest.raises(InvalidSettingError, match=next(iter(settings))):
-        checks.walks(WorkersVecEnv, **settings)
+        EngineConfig(**settings)
 
 
-def test_an_unknown_engine_is_refused():
+def test_an_unknown_engine_or_resource_is_refused():
     with pytest.raises(UnknownNameError, match="engine 'threads'"):
-        make_vector([get_task("digits_mlp")], checks.CONFIG, 2, 2, engine="threads")
-    with pytest.raises(UnknownNameError, match="engine 'threads'"):
-        run_jobs([], 2, engine="threads")
+        EngineConfig("threads")
+    with pytest.raises(UnknownNameError, match="resource of a Ray worker 'runtime_env'"):
+        EngineConfig("ray", resources={"runtime_env": {"pip": ["anything"]}})
 
 
 # ---------------------------------------------------------------------- sweeps
@@ -92,7 +96,11 @@ def check_a_job_that_kills_its_process_fails_alone(engine, tmp_path, caplog):
     expected = checks.run_here(REX)
     assert checks.without_seconds([rows[i] for i in (0, 2, 3)]) == [expected[i] for i in (0, 2, 3)]
     bad = rows[1]
-    assert bad["reward_loss"] == bad["test_loss"] == math.inf and "died 2 times" in bad["failed"]
+    assert (
+        bad["reward_loss"] == bad["test_loss"] == math.inf
+        and "died" in bad["failed"]
+        and "2 of 2 attempts" in bad["failed"]
+    )
     assert bad["budget"] == 6 and bad["controller"] == "rex" and len(bad["path"]) == len(expected[1]["path"])
     assert set(bad) == set(expected[1]) | {"failed"} | {"seconds"}
     assert "budget 6" in caplog.text and "has failed" in caplog.text
@@ -108,8 +116,67 @@ def check_a_job_lost_once_is_run_again(engine, tmp_path):
 
 
 def test_a_job_that_kills_its_process_fails_alone(tmp_path, caplog):
-    check_a_job_that_kills_its_process_fails_alone("processes", tmp_path, caplog)
+    check_a_job_that_kills_its_process_fails_alone(PROCESSES, tmp_path, caplog)
 
 
 def test_a_job_lost_once_is_run_again(tmp_path):
-    check_a_job_lost_once_is_run_again("processes", tmp_path)
+    check_a_job_lost_once_is_run_again(PROCESSES, tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_job_that_needs_more_memory_than_there_is_fails_alone(workers, caplog):
+    with caplog.at_level(logging.WARNING):
+        rows = run_jobs(checks.jobs_of(checks.Dying(REX, budget=6, how="eat")), workers)
+    assert [math.isinf(row["reward_loss"]) for row in rows] == [False, True, False, False]
+    assert "ran out of memory" in rows[1]["failed"] and "accumulation=2" in caplog.text
+
+
+def test_a_job_that_hangs_is_ended_and_run_again(tmp_path, caplog):
+    hanging = checks.Dying(REX, budget=5, once=str(tmp_path / "hung"), how="hang")
+    with caplog.at_level(logging.WARNING):
+        rows = run_jobs(checks.jobs_of(hanging), 1, engine=EngineConfig(job_timeout=15.0))
+    assert "more than 15 seconds (1 of 2 attempts)" in caplog.text
+    assert checks.without_seconds(rows) == checks.run_here(REX)
+
+
+# ---------------------------------------------------------------------- runs that go on
+
+
+class Ending(checks.Dying):
+    """Ends its process in the middle of the first attempt at a run, right after a checkpoint."""
+
+    def train(self, episode, checkpoints=None):
+        assert checkpoints is not None
+        write = checkpoints.write
+
+        def write_and_die(state, step):
+            write(state, step)
+            if step == 3 and not os.path.exists(self.once):
+                open(self.once, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.path.exists(self.once):
+                with open(self.once, "a") as file:
+                    file.write(f"{step} ")
+
+        checkpoints.write = write_and_die
+        return self.inner.train(episode, checkpoints)
+
+
+KINDS_THAT_REMEMBER = {
+    "rex": {"kind": "schedule", "profile": "rex"},
+    "autolrs": {"kind": "autolrs", "min_lr": 1e-4, "max_lr": 0.1},
+    "marthe": {"kind": "marthe"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS_THAT_REMEMBER)
+def test_a_run_whose_process_died_goes_on_from_its_checkpoint(name, tmp_path):
+    inner = make_controller(name, KINDS_THAT_REMEMBER[name])
+    episode = Episode(get_task("digits_cnn"), "adam", 8, 0.003, 3)
+    cache = ResultsCache(tmp_path / "cache")
+    checkpoints = RunCheckpoints(tmp_path / "runs", CheckpointConfig(every=0.0))
+    ending = Ending(inner, budget=8, once=str(tmp_path / "log"))
+    rows = run_jobs([Job(ending, episode)], 1, cache=cache, checkpoints=checkpoints)
+    assert (tmp_path / "log").read_text().split()[0] == "4"  # the first three updates were not made again
+    assert checks.without_seconds(rows) == checks.without_seconds(run_jobs([Job(inner, episode)], 0))
+    assert not any((tmp_path / "runs").iterdir())

@@ -12,6 +12,7 @@ from test_lost_workers import REX, check_a_job_lost_once_is_run_again, check_a_j
 from agents.sweep import run_jobs
 from envs import blocks
 from envs.batched.composite import make_vector
+from envs.engine import RAY, EngineConfig
 from envs.ray_workers import RayVecEnv
 from envs.tasks import get_task
 from gns.errors import InvalidSettingError, MissingPackageError, WorkerError
@@ -53,11 +54,11 @@ def test_an_error_is_no_loss(venv):
 
 
 def test_training_goes_on_over_a_lost_actor():
-    checks.check_training_goes_on("ray")
+    checks.check_training_goes_on(RAY)
 
 
 def test_collected_runs_are_those_of_one_process():
-    checks.check_processes_change_no_bit("ray")
+    checks.check_processes_change_no_bit(RAY)
 
 
 def test_resources_are_asked_for_and_not_waited_for_for_ever(monkeypatch):
@@ -70,34 +71,34 @@ def test_resources_are_asked_for_and_not_waited_for_for_ever(monkeypatch):
 
 
 def test_a_sweep_of_tasks_gives_the_rows_of_this_process():
-    rows = run_jobs(checks.jobs_of(REX), 2, engine="ray", resources={"num_cpus": 0.5})
+    rows = run_jobs(checks.jobs_of(REX), 2, engine=EngineConfig("ray", resources={"num_cpus": 0.5}))
     assert checks.without_seconds(rows) == checks.run_here(REX)
 
 
 def test_a_job_that_kills_its_process_fails_alone(tmp_path, caplog):
-    check_a_job_that_kills_its_process_fails_alone("ray", tmp_path, caplog)
+    check_a_job_that_kills_its_process_fails_alone(RAY, tmp_path, caplog)
 
 
 def test_a_job_lost_once_is_run_again(tmp_path):
-    check_a_job_lost_once_is_run_again("ray", tmp_path)
+    check_a_job_lost_once_is_run_again(RAY, tmp_path)
 
 
 def test_an_error_of_a_job_ends_the_sweep():
     class Wrong(checks.Dying):
-        def train(self, episode):
+        def train(self, episode, checkpoints=None):
             raise InvalidSettingError("the cause of it all")
 
     with pytest.raises(InvalidSettingError, match="the cause of it all"):
-        run_jobs(checks.jobs_of(Wrong(REX, budget=0)), 2, engine="ray")
+        run_jobs(checks.jobs_of(Wrong(REX, budget=0)), 2, engine=RAY)
 
 
 # ---------------------------------------------------------------------- without Ray
 
 
-@pytest.mark.parametrize("make", [lambda: make_vector([get_task("digits_mlp")], checks.CONFIG, 2, 2, engine="ray")])
+@pytest.mark.parametrize("make", [lambda: make_vector([get_task("digits_mlp")], checks.CONFIG, 2, 2, engine=RAY)])
 def test_without_ray_an_error_says_how_to_install_it(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"gns-scheduler\[distributed\]"):
         make()
     with pytest.raises(MissingPackageError, match=r"gns-scheduler\[distributed\]"):
-        run_jobs(checks.jobs_of(REX), 2, engine="ray")
+        run_jobs(checks.jobs_of(REX), 2, engine=RAY)

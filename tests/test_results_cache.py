@@ -160,8 +160,8 @@ class Odd:
     tuned = True
     name = "odd"
 
-    def train(self, episode):
-        return self.inner.train(episode)
+    def train(self, episode, checkpoints=None):
+        return self.inner.train(episode, checkpoints)
 
     def identity(self):
         return {"kind": object()}

@@ -138,6 +138,43 @@ def test_an_evaluation_killed_and_started_again_ends_with_the_same_results(tmp_p
     assert len(found[0]) == 3 * 4 * 4 and not found[0].duplicated().any()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_evaluation_that_is_stopped_leaves_no_worker_behind(tmp_path, number, code):
+    settings = ["name=x", "workers=2", "controller=[rex]", "budgets=[1000000]", "seeds=2", "widen=0"]
+    settings += ["grids.adam={lowest: 1e-3, count: 1}", "checkpoint.every=0.2"]
+    process = command(tmp_path, script="evaluate.py", settings=settings)
+    while len(list((tmp_path / "outputs" / "x" / "runs").glob("*/*.checkpoint"))) < 2:  # both are at work
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(number)
+    shown = process.communicate()[0]  # ends when nobody holds the pipe any more: all workers are gone
+    assert process.returncode == code, shown
+    assert "the same command goes on from here" in shown
+
+
+def test_a_run_of_an_evaluation_goes_on_where_it_was_killed(tmp_path):
+    settings = ["name=x", "workers=0", "controller=[rex]", "budgets=[300]", "seeds=1", "widen=0"]
+    settings += ["grids.adam={lowest: 1e-3, count: 1}", "checkpoint.every=0", "task=[digits_cnn]"]
+    runs, found = tmp_path / "1" / "outputs" / "x" / "runs", []
+    for kills in (0, 1):
+        folder = tmp_path / str(kills)
+        folder.mkdir()
+        process = command(folder, script="evaluate.py", settings=settings)
+        if kills:
+            while not list(runs.glob("*/*-step-1[0-9][0-9].checkpoint")):
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
+            kept = max(int(path.stem.rpartition("-")[2]) for path in runs.glob("*/*.checkpoint"))
+            process = command(folder, "checkpoint.every=1e6", script="evaluate.py", settings=settings)
+        shown = process.communicate()[0]
+        assert process.returncode == 0, shown
+        found.append(pd.read_csv(folder / "outputs" / "x" / "results.csv"))
+    assert kept >= 100 and not runs.exists()
+    pd.testing.assert_frame_equal(*(frame.drop(columns="seconds") for frame in found))
+
+
 class EnoughError(Exception):
     pass
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import OmegaConf
 
-from agents.command import launch
+from agents.command import launch, plain
 from agents.settings import build, check_choices, refuse_code
 from gns.errors import InvalidSettingError, UnknownNameError
 
@@ -177,6 +177,8 @@ def test_a_key_that_names_code_is_refused_wherever_it_came_from():
     made = OmegaConf.create({"name": "x", "priors": '${oc.create:"{_target_: os.system}"}'})
     with pytest.raises(InvalidSettingError, match="names code"):
         build(Outer, made)
+    with pytest.raises(InvalidSettingError, match="names code"):
+        plain(made)
     with pytest.raises(InvalidSettingError, match=r"task\.mine has a key"):
         refuse_code({"a": [{"_target_": 1}]}, "task.mine")
 
@@ -189,3 +191,10 @@ def test_the_commands_end_with_the_message_and_import_nothing(entry, monkeypatch
     with pytest.raises(SystemExit, match=r"InvalidSettingError: .*changes Hydra itself"):
         launch(entry, lambda config: None)
     assert "trap" not in sys.modules
+
+
+def test_a_reference_that_leads_nowhere_ends_with_the_message(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_agent", "name=${nope}", "hydra.run.dir=."])
+    with pytest.raises(SystemExit, match="InvalidSettingError: .*'nope' not found"):
+        launch("train_agent", plain)

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.ppo import TaskReturnScaling
 from envs import EnvConfig, LearningRateEnv, PadGraph
+from envs.engine import EngineConfig
 from envs.workers import WorkersVecEnv
 from gns import DecisionConfig, GNSError
 from gns.errors import WorkerError
@@ -36,7 +37,9 @@ def factories() -> list[Callable[[], gym.Env]]:
 def in_workers(made_by: list[Callable[[], gym.Env]], workers: int, **settings) -> WorkersVecEnv:
     """As many environments in each process as in any other, or one more."""
     places = [part.tolist() for part in np.array_split(np.arange(len(made_by)), min(workers, len(made_by)))]
-    return WorkersVecEnv([partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places, **settings)
+    return WorkersVecEnv(
+        [partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places, EngineConfig(**settings)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from agents.resuming import Resuming
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import OptimizerFactory, TrainingRun
@@ -209,11 +210,19 @@ class Controller(ABC):
         :raises InvalidSettingError: if it cannot
         """
 
-    def train(self, episode: Episode) -> TrainedRun:
-        """Train a run from beginning to end."""
+    def train(self, episode: Episode, checkpoints: Resuming | None = None) -> TrainedRun:
+        """Train a run from beginning to end.
+
+        :param checkpoints: where its state is written, and gone on from if there is one
+        """
         session = self.start(episode)
+        state = checkpoints.newest() if checkpoints is not None else None
+        if state is not None:
+            session.load_state_dict(state)
         while not session.finished:
             session.update()
+            if checkpoints is not None and checkpoints.due:
+                checkpoints.write(session.state_dict(), session.ledger.updates)
         return session.finish()
 
     def acting(self, decision: DecisionConfig) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.batched.env import BatchedEnv
 from envs.batched.model import NotBatchableError
 from envs.batched.runs import BatchedRuns
-from envs.blocks import MAX_RESTARTS, TIMEOUT, join
+from envs.blocks import join
+from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig, LearningRateEnv
 from envs.padding import PadGraph
 from envs.plain_state import loading
-from envs.ray_cluster import check_engine
 from envs.ray_workers import RayVecEnv
 from envs.tasks import Task
 from envs.vector_state import Seen, load_state_of, state_of, states_for, vector_state, whole
@@ -221,25 +221,15 @@ def make_vector(
     num_envs: int,
     workers: int,
     together: bool = True,
-    engine: str = "processes",
-    timeout: float | None = TIMEOUT,
-    max_restarts: int = MAX_RESTARTS,
-    address: str | None = None,
-    resources: Mapping[str, Any] | None = None,
+    engine: EngineConfig = PROCESSES,
 ) -> VecEnv:
     """Return ``num_envs`` padded environments over all tasks.
 
     :param workers: workers of one thread each that step them, at most one a group; 0: this process
     :param together: whether runs of one task and optimizer may be trained together, see :func:`plan`
-    :param engine: what the workers are: ``processes`` of this machine, or ``ray`` actors. Changes no result
-    :param timeout: seconds a worker may take for one answer before it is started again; None: for ever
-    :param max_restarts: restarts of one worker before all ends
-    :param address: of a Ray cluster, see :class:`envs.ray_workers.RayVecEnv`
-    :param resources: of each Ray actor, likewise
-    :raises UnknownNameError: if the engine is unknown
-    :raises MissingPackageError: if it is not installed
+    :param engine: what the workers are. Changes no result
+    :raises MissingPackageError: if the engine is not installed
     """
-    check_engine(engine)
     nodes, edges = LearningRateEnv(tasks, config).graph_limits()
     limits = nodes, max(edges, 1)
     groups = plan(tasks, config, num_envs, together)
@@ -248,9 +238,7 @@ def make_vector(
     shares = _shared_out(groups, workers)
     blocks = [partial(_make_all, share, config, limits) for share in shares]
     places = [[i for group in share for i in group.places] for share in shares]
-    if engine == "ray":
-        return RayVecEnv(blocks, places, timeout, max_restarts, address, resources)
-    return WorkersVecEnv(blocks, places, timeout, max_restarts)
+    return (RayVecEnv if engine.name == "ray" else WorkersVecEnv)(blocks, places, engine)
 
 
 def _make_all(groups: Sequence[Group], config: EnvConfig, limits: tuple[int, int]) -> VecEnv:
