@@ -81,18 +81,18 @@ def test_runs_side_by_side_end_where_each_ends_alone(kind, optimizer):
 
 @pytest.mark.parametrize("kind", ["digits_cnn", "accumulated", "batch_norm"])
 def test_a_run_that_is_left_out_stays_as_it_is(kind):
-    task, optimizer = task_of(kind), "adam"
+    task, optimizer = task_of(kind), "sgdm"  # Adam's first steps make much of the rounding of small gradients
     runs = BatchedRuns(task, optimizer, 3)
     runs.begin(range(3), SEEDS[:3])
-    rates = torch.full((3,), 3e-3, dtype=torch.float64)
+    rates = torch.full((3,), RATES[optimizer], dtype=torch.float64)
     for t in range(20):
         active = torch.tensor([True, t % 2 == 0, t % 5 == 0])
         runs.compute_gradients(active)
         runs.apply_updates(rates, active)
     found = runs.evaluate_reward_split(range(3))
     for i, count in enumerate((20, 10, 4)):
-        run, _ = alone(task, optimizer, SEEDS[i], [3e-3] * count)
-        assert found[i].loss == pytest.approx(run.evaluate_reward_split().loss, rel=1e-3)
+        run, _ = alone(task, optimizer, SEEDS[i], [RATES[optimizer]] * count)
+        assert found[i].loss == pytest.approx(run.evaluate_reward_split().loss, rel=1e-5)
     some = runs.evaluate_reward_split([2, 0])
     assert [figures.loss for figures in some] == pytest.approx([found[2].loss, found[0].loss], rel=1e-6)
 

@@ -196,5 +196,5 @@ def test_the_commands_end_with_the_message_and_import_nothing(entry, monkeypatch
 def test_a_reference_that_leads_nowhere_ends_with_the_message(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train_agent", "name=${nope}", "hydra.run.dir=."])
-    with pytest.raises(SystemExit, match="InvalidSettingError: .*'nope' not found"):
+    with pytest.raises(SystemExit, match=r"InvalidSettingError: .*'nope' not found"):
         launch("train_agent", plain)
