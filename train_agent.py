@@ -51,7 +51,8 @@ def run(config: DictConfig) -> Path:
         def show(progress: Progress) -> None:
             tuned = "" if math.isnan(progress.ratio) else f", {progress.ratio:.2f} x tuned"
             message = f"loss {progress.loss:.4f}{tuned}"
-            bar.update(progress.episodes, settings.total_episodes, message)
+            dropped = f", {progress.dropped} dropped" if progress.dropped else ""
+            bar.update(progress.episodes, settings.total_episodes, message + dropped)
 
         tensorboard = folder / "tensorboard" if config.tracker.tensorboard else None
         policy = train(tasks, settings, tensorboard, show, checkpoints=checkpoints, stop=stop)

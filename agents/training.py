@@ -106,12 +106,14 @@ class Progress:
         tuned schedule at the same budget; NaN without a baseline
     :param loss: geometric mean of the recent final losses themselves
     :param rollbacks: rollbacks an episode, recently
+    :param dropped: episodes lost with their workers, not among those done
     """
 
     episodes: int
     ratio: float
     loss: float
     rollbacks: float
+    dropped: int = 0
 
 
 class ScheduleReference:
@@ -181,16 +183,17 @@ class _Watch(BaseCallback):
         super().__init__()
         self._reference, self._report, self._updated = reference, report, updated
         self._random_numbers = random_numbers
-        self.episodes, self.diverged = 0, 0
+        self.episodes, self.diverged, self.dropped = 0, 0, 0
         self.recent: deque[tuple[float, float, int, float]] = deque(maxlen=256)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts and recent episodes."""
-        return {"episodes": self.episodes, "diverged": self.diverged, "recent": list(self.recent)}
+        counts = {"episodes": self.episodes, "diverged": self.diverged, "dropped": self.dropped}
+        return {**counts, "recent": list(self.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self.episodes, self.diverged = state["episodes"], state["diverged"]
+        self.episodes, self.diverged, self.dropped = state["episodes"], state["diverged"], state["dropped"]
         self.recent.extend(tuple(row) for row in state["recent"])
 
     def _on_training_start(self) -> None:
@@ -205,6 +208,7 @@ class _Watch(BaseCallback):
     def _on_step(self) -> bool:
         before = self.episodes
         for info in self.locals["infos"]:
+            self.dropped += int(info.get("dropped", False))
             if "episode_return" in info:
                 self.episodes += 1
                 self.diverged += int(info["diverged"])
@@ -223,13 +227,15 @@ class _Watch(BaseCallback):
         self.logger.record("episodes/loss_over_tuned_schedules", progress.ratio)
         self.logger.record("episodes/rollbacks", progress.rollbacks)
         self.logger.record("episodes/diverged", self.diverged)
+        self.logger.record("episodes/dropped", self.dropped)
 
     def progress(self) -> Progress:
         """Return where training stands."""
         if not self.recent:
-            return Progress(self.episodes, math.nan, math.nan, 0.0)
+            return Progress(self.episodes, math.nan, math.nan, 0.0, self.dropped)
         gaps, losses, rollbacks, _ = (np.array(column) for column in zip(*self.recent, strict=True))
-        return Progress(self.episodes, math.exp(gaps.mean()), math.exp(losses.mean()), float(rollbacks.mean()))
+        ratio, loss = math.exp(gaps.mean()), math.exp(losses.mean())
+        return Progress(self.episodes, ratio, loss, float(rollbacks.mean()), self.dropped)
 
 
 def train(
@@ -329,6 +335,7 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: _Watch) -> dict[st
         "initial rates": json.dumps(_priors(tasks, config.env)),
         "episodes": watch.episodes,
         "episodes lost to divergence": watch.diverged,
+        "episodes dropped with lost workers": watch.dropped,
         "seed": config.seed,
         "loss over tuned schedules at the end, on the reward split": _rounded(watch.progress().ratio),
     }
