@@ -14,7 +14,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +75,15 @@ class Resuming:
         """Whether it is time for the next one."""
         return time.perf_counter() - self._written >= self._config.every
 
-    def write(self, state: dict[str, Any], step: int) -> None:
+    def write(self, state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint.
 
-        :param step: decisions made so far
+        :param state: returns what is written; its time counts
+        :param step: decisions, or updates of a run, made so far
         :raises CheckpointError: if it cannot be written
         """
         start = time.perf_counter()
-        self._store.save(state, step, self._identity)
+        self._store.save(state(), step, self._identity)
         self._written = time.perf_counter()
         self.seconds += self._written - start
 

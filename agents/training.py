@@ -287,16 +287,14 @@ def train(
         def export() -> GNSPolicy:
             return export_policy(model, config.env, config.agent, _about(tasks, config, watch))
 
-        def write() -> None:
-            assert checkpoints is not None
-            parts: dict[str, Any] = {
+        def everything() -> dict[str, Any]:
+            return {
                 "agent": agent_state(model),
                 "environments": venv.state_dict(),
                 "random": random_state(),
                 "watch": watch.state_dict(),
                 "reference": reference.state_dict(),
             }
-            checkpoints.write(parts, model.num_timesteps)
 
         def tell() -> None:
             if on_policy is not None:
@@ -307,7 +305,7 @@ def train(
             tell()
             stopping = stop is not None and stop.number is not None
             if checkpoints is not None and (checkpoints.due or stopping):
-                write()
+                checkpoints.write(everything, model.num_timesteps)
             if stop is not None:
                 stop.check()
 
@@ -322,7 +320,11 @@ def train(
         tell()
     finally:
         venv.close()
-    _LOGGER.info("trained on %d episodes in %.0f s", watch.episodes, time.perf_counter() - start)
+    spent = checkpoints.seconds if checkpoints is not None else 0.0
+    _LOGGER.info(
+        "trained on %d episodes in %.0f s, %.1f s of it for checkpoints",
+        *(watch.episodes, time.perf_counter() - start, spent),
+    )
     return export()
 
 

@@ -222,7 +222,7 @@ class Controller(ABC):
         while not session.finished:
             session.update()
             if checkpoints is not None and checkpoints.due:
-                checkpoints.write(session.state_dict(), session.ledger.updates)
+                checkpoints.write(session.state_dict, session.ledger.updates)
         return session.finish()
 
     def acting(self, decision: DecisionConfig) -> Any:
