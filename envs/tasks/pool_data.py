@@ -194,7 +194,7 @@ class Mixture:
         return inputs
 
 
-_MADE_UP, _MADE_UP_REWARD = 6000, 1000  # examples of a made-up problem; of its reward split
+_MADE_UP, _MADE_UP_REWARD = 7000, 1000  # examples of a made-up problem; of its reward split
 
 
 def _parted(inputs: Tensor, targets: Tensor) -> TrainingData:
@@ -213,7 +213,7 @@ class DataSpec:
     :param seed: of all that is drawn here
     :param examples: training examples, at most
     :param reward_examples: those of the reward split, at most
-    :param skip: training examples left out before those
+    :param skip: training examples that come first in another's: those after them are taken, as far as there are any
     :param classes: those kept of the source's; empty where it has none
     :param noise: share of labels, of both splits, replaced by one of the other classes
     :param scale: inputs are multiplied by it
@@ -269,7 +269,7 @@ def _part(split: Split, spec: DataSpec, count: int, skip: int, mixing: Any, numb
         new = torch.full((spec.source.classes,), -1)
         new[classes] = torch.arange(len(classes))
         targets = new[targets]
-    rows = rows[skip : skip + count]
+    rows = rows.roll(-skip)[:count]
     inputs, targets = spec.source.view(split.inputs[rows]), targets[rows].clone()
     if mixing is not None:
         inputs = mixing(inputs.flatten(1))
