@@ -18,9 +18,10 @@ from agents.settings import build
 from agents.stopping import StopRequest
 from agents.training import Progress, TrainConfig, train, versions
 from envs.tasks import get_task
+from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
 
-_OUTSIDE_TRAINING = ("name", "task", "tracker", "data_root", "resume")
+_OUTSIDE_TRAINING = ("name", "task", "pool", "tracker", "data_root", "resume")
 _NO_PART_OF_THE_RESULT = ("name", "tracker", "data_root", "resume", "workers", "engine", "checkpoint")
 
 
@@ -28,7 +29,10 @@ def run(config: DictConfig) -> Path:
     """Train as the configuration says and return the policy's folder."""
     settings = build(TrainConfig, {key: value for key, value in plain(config).items() if key not in _OUTSIDE_TRAINING})
     use_data_root(config.data_root)
-    tasks = [get_task(name, **changes) for name, changes in plain(config)["task"].items()]
+    tasks = [get_task(name, **changes) for name, changes in (plain(config).get("task") or {}).items()]
+    tasks += draw_pool(build(PoolConfig, plain(config)["pool"], "pool"))
+    if not tasks:
+        raise InvalidSettingError("There is no task to train on; expected some, as in task=[digits_mlp] or pool=broad.")
     folder = prepare_folder(Path("outputs") / config.name)
     console = Console()
     OmegaConf.save(config, folder / "train_config.yaml", resolve=True)

@@ -109,7 +109,7 @@ class EnvConfig:
 
     def budgets_of(self, task: Task) -> tuple[int, int]:
         """Return the smallest and largest budget of episodes on a task."""
-        return self.budgets or (task.updates(),) * 2
+        return self.budgets or task.budgets or (task.updates(),) * 2
 
     def learning_rates_of(self, task: Task, optimizer: str) -> tuple[float, float]:
         """Return the range that the initial rate of episodes on a task is drawn from.

@@ -214,6 +214,11 @@ def test_pooling_for_many_runs_is_pytorchs(size):
     assert torch.equal(*gradients)
 
 
+def two_groups(model: nn.Module, **of_second: object) -> list[dict]:
+    first, *rest = model.parameters()
+    return [{"params": [first]}, {"params": rest, **of_second}]
+
+
 class Noisy(nn.Sequential):
     def forward(self, inputs):
         return super().forward(inputs) + torch.randn(10)
@@ -223,7 +228,10 @@ class Noisy(nn.Sequential):
     ("changes", "message"),
     [
         ({"precision": "bfloat16"}, "runs at precision bfloat16"),
-        ({"parameter_groups": lambda model: [{"params": model.parameters()}]}, "has parameter groups of its own"),
+        ({"parameter_groups": lambda model: two_groups(model, betas=(0.8, 0.9))}, "have betas of their own"),
+        ({"parameter_groups": lambda model: two_groups(model, lr=0.1)}, "have lr of their own"),
+        ({"parameter_groups": lambda model: two_groups(model, amsgrad=True)}, "have amsgrad of their own"),
+        ({"parameter_groups": lambda model: list(model.parameters())[1:]}, "leave out 1 parameters"),
         ({"accumulation": 3}, "parts of unequal size"),
         ({"build_model": lambda: Noisy(nn.Flatten(), nn.Linear(64, 10))}, "cannot be evaluated for many runs"),
     ],

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from envs.batched.optimizers import Settings, settings_in
 from envs.tasks.base import Task, all_parameters, cross_entropy
+from envs.training_run import OPTIMIZERS
 from gns.errors import GNSError
+from gns.moments import optimizer_kind
 
 
 class NotBatchableError(GNSError, ValueError):
@@ -89,6 +93,7 @@ class BatchedModel:
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if any(not parameter.requires_grad for parameter in model.parameters()):
             raise NotBatchableError(f"Task {task.name} has frozen parameters; its runs are trained one at a time.")
+        self.settings = {name: _settings(task, name, model) for name in OPTIMIZERS}
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.dropouts = {name: module.p for name, module in model.named_modules() if type(module) is nn.Dropout}
         self.mask_shapes = _input_shapes(model, task, list(self.dropouts))
@@ -179,12 +184,43 @@ def _require_batchable(task: Task) -> None:
     reasons = {
         "has examples of several lengths": task.training_data().train.lengths is not None,
         f"runs at precision {task.precision}": task.precision != "float32",
-        "has parameter groups of its own": task.parameter_groups is not all_parameters,
         "accumulates over parts of unequal size": task.batch_size % task.accumulation != 0,
     }
     for reason, holds in reasons.items():
         if holds:
             raise NotBatchableError(f"Task {task.name} {reason}; its runs are trained one at a time.")
+
+
+def _settings(task: Task, optimizer: str, model: nn.Module) -> Settings:
+    """Return the settings that come with the task's parameter groups; weight decay may differ between them.
+
+    :raises NotBatchableError: if anything else does, or groups have settings that runs side by side do not know
+    """
+    alone = OPTIMIZERS[optimizer](task.parameter_groups(model), 1.0)
+    usual = OPTIMIZERS[optimizer]([nn.Parameter(torch.zeros(1))], 1.0)
+    kind, (first, *others) = optimizer_kind(alone), alone.param_groups
+    found = settings_in(kind, first)
+    if task.parameter_groups is all_parameters:
+        return found
+    known = {"params", *(vars(found).keys() & first.keys())}
+    for group in alone.param_groups:
+        unknown = [key for key, value in usual.param_groups[0].items() if key not in known and group[key] != value]
+        differing = [key for key in known - {"params", "weight_decay"} if group.get(key) != first[key]]
+        if unknown or differing:
+            raise NotBatchableError(
+                f"Parameter groups of task {task.name} have {', '.join(sorted(unknown + differing))} of their own for "
+                f"{optimizer}; its runs are trained one at a time."
+            )
+    decays = {parameter: group["weight_decay"] for group in alone.param_groups for parameter in group["params"]}
+    parameters = list(model.parameters())
+    if len(decays) != len(parameters):
+        raise NotBatchableError(
+            f"Parameter groups of task {task.name} leave out {len(parameters) - len(decays)} parameters; its runs are "
+            "trained one at a time."
+        )
+    if all(group["weight_decay"] == first["weight_decay"] for group in others):
+        return found
+    return replace(found, weight_decay=torch.cat([torch.full((p.numel(),), decays[p]) for p in parameters]))
 
 
 def _rewritten(model: nn.Module) -> nn.Module:

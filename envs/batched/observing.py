@@ -64,6 +64,8 @@ def _coming_update(runs: BatchedRuns) -> torch.Tensor:
     """The update of every run at a rate of 1, (N, P); see :mod:`gns.moments`."""
     optimizer, gradients = runs.optimizer, runs.gradients
     settings, momentum, second = optimizer.settings, optimizer.momentum, optimizer.second
+    if settings.decays and not settings.decoupled:
+        gradients = settings.with_decay(gradients, runs.weights)
     if momentum is None:
         return gradients
     if second is None:
@@ -73,7 +75,7 @@ def _coming_update(runs: BatchedRuns) -> torch.Tensor:
     scale = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2).rsqrt_().reciprocal_()
     scale.mul_((1.0 - beta2**steps).rsqrt().to(scale)).add_(settings.eps)
     update.div_(scale).div_((1.0 - beta1**steps).to(update))
-    return update.add_(runs.weights, alpha=settings.weight_decay) if settings.weight_decay else update
+    return settings.with_decay(update, runs.weights) if settings.decays and settings.decoupled else update
 
 
 def _scales(settings: Settings, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,14 @@
 
 A run is a row of one matrix (N, P) that holds all P parameters of its model; so are its momentum and second moment. The
 arithmetic is that of ``torch.optim.SGD``, ``Adam`` (Kingma and Ba, 2015, alg. 1) and ``AdamW`` (Loshchilov and Hutter,
-2019), with the settings of :data:`envs.training_run.OPTIMIZERS`.
+2019), with the settings of :data:`envs.training_run.OPTIMIZERS` and of the task's parameter groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +24,42 @@ class Settings:
     """What an optimizer does, by the names of ``torch.optim``.
 
     :param kind: one of :data:`gns.features.OPTIMIZER_KINDS`
+    :param weight_decay: of all parameters, or of each, (P,), where groups differ; Adam and SGD add it to the gradient
     """
 
     kind: str
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: float | Tensor = 0.0
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is any weight decay."""
+        return isinstance(self.weight_decay, Tensor) or self.weight_decay != 0.0
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight decay shrinks the weights themselves."""
+        return self.kind == "adamw"
+
+    def with_decay(self, directions: Tensor, weights: Tensor) -> Tensor:
+        """Return directions (n, P) with the weights' share in them."""
+        if isinstance(self.weight_decay, Tensor):
+            return torch.addcmul(directions, weights, self.weight_decay)
+        return torch.add(directions, weights, alpha=self.weight_decay)
+
+
+def settings_in(kind: str, group: Mapping[str, Any]) -> Settings:
+    """Return the settings in a parameter group, or in an optimizer's defaults."""
+    known = {item.name for item in fields(Settings)} & set(group)
+    return Settings(kind, **{name: group[name] for name in known})
 
 
 def _settings_of(make: OptimizerFactory) -> Settings:
     """Return the settings of the optimizer that a training run alone is given."""
     optimizer = make([nn.Parameter(torch.zeros(1))], 1.0)
-    known = {item.name for item in fields(Settings)} & set(optimizer.defaults)
-    return Settings(optimizer_kind(optimizer), **{name: optimizer.defaults[name] for name in known})
+    return settings_in(optimizer_kind(optimizer), optimizer.defaults)
 
 
 BATCHED_OPTIMIZERS: dict[str, Settings] = {name: _settings_of(make) for name, make in OPTIMIZERS.items()}
@@ -46,14 +70,17 @@ class BatchedOptimizer:
 
     :param name: a name in :data:`BATCHED_OPTIMIZERS`
     :param parameters: (N, P), changed in place
+    :param settings: those that come with the task's parameter groups; None: the optimizer's own
     :raises UnknownNameError: if there is no such optimizer
     """
 
-    def __init__(self, name: str, parameters: Tensor) -> None:
+    def __init__(self, name: str, parameters: Tensor, settings: Settings | None = None) -> None:
         if name not in BATCHED_OPTIMIZERS:
             raise UnknownNameError("optimizer for runs side by side", name, BATCHED_OPTIMIZERS)
-        self.name, self.settings = name, BATCHED_OPTIMIZERS[name]
-        settings = self.settings
+        settings = settings or BATCHED_OPTIMIZERS[name]
+        if isinstance(settings.weight_decay, Tensor):
+            settings = replace(settings, weight_decay=settings.weight_decay.to(parameters))
+        self.name, self.settings = name, settings
         self.parameters = parameters
         has_momentum = settings.kind != "sgd" or settings.momentum > 0.0
         self.momentum = torch.zeros_like(parameters) if has_momentum else None
@@ -94,13 +121,15 @@ class BatchedOptimizer:
         :param steps: updates of each row with this one, (n,)
         """
         settings, weights = self.settings, held[0]
+        if settings.decays and not settings.decoupled:
+            gradients = settings.with_decay(gradients, weights)
         if settings.kind == "sgd":
             direction = held[1].mul_(settings.momentum).add_(gradients) if settings.momentum else gradients
             weights.addcmul_(direction, _column(rates, weights), value=-1.0)
             return
         (beta1, beta2), (momentum, second) = settings.betas, held[1:]
-        if settings.weight_decay:
-            weights.mul_(_column(1.0 - rates * settings.weight_decay, weights))
+        if settings.decays and settings.decoupled:
+            weights.mul_(_shrunk(rates, settings.weight_decay, weights))
         momentum.lerp_(gradients, 1.0 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
         assert self._direction is not None
@@ -109,6 +138,13 @@ class BatchedOptimizer:
         direction.mul_(_column((1.0 - beta2**steps).rsqrt(), weights)).add_(settings.eps)
         torch.div(momentum, direction, out=direction)
         weights.addcmul_(direction, _column(rates / (1.0 - beta1**steps), weights), value=-1.0)
+
+
+def _shrunk(rates: Tensor, decay: float | Tensor, weights: Tensor) -> Tensor:
+    """What decoupled weight decay leaves of weights: (n, 1), or (n, P) where parameters differ."""
+    if isinstance(decay, Tensor):
+        return 1.0 - _column(rates, weights) * decay
+    return _column(1.0 - rates * decay, weights)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

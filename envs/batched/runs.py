@@ -81,7 +81,7 @@ class BatchedRuns:
         self.weights = torch.zeros(size, sum(self._counts), device=self.device)
         self.gradients = torch.zeros_like(self.weights)
         self.losses = torch.zeros(size, device=self.device)  # by row, of the batches whose gradients are pending
-        self.optimizer = BatchedOptimizer(optimizer, self.weights)
+        self.optimizer = BatchedOptimizer(optimizer, self.weights, self.model.settings.get(optimizer))
         self._buffers = {
             name: buffer.to(self.device).expand(size, *buffer.shape).clone()
             for name, buffer in self.model.buffers.items()

@@ -106,6 +106,8 @@ class Task:
     :param accumulation: parts a batch is cut into, their gradients accumulated
     :param budget: updates of a full run, unless a run says otherwise; None: ``epochs`` says it
     :param epochs: passes over the training split of a full run; None: ``budget`` says it
+    :param budgets: smallest and largest budget of episodes where a configuration leaves them to the task; None: that
+        of a full run
     :param optimizer: default optimizer, a name in :data:`envs.training_run.OPTIMIZERS`
     :param learning_rates: for each optimizer the sensible range of initial rates
     :param parameter_groups: what the optimizer is given: the model's parameters, or groups of them with settings
@@ -130,6 +132,7 @@ class Task:
     accumulation: int = 1
     budget: int | None = None
     epochs: float | None = None
+    budgets: tuple[int, int] | None = None
     optimizer: str = "adam"
     learning_rates: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(FROM_SCRATCH))
     parameter_groups: Callable[[nn.Module], Iterable[Any]] = all_parameters
@@ -159,6 +162,12 @@ class Task:
             require_count(f"budget of task {self.name}", self.budget)
         else:
             require_positive(f"epochs of task {self.name}", self.epochs)  # type: ignore[arg-type]
+        if self.budgets is not None:
+            require_count(f"the smallest of budgets of task {self.name}", self.budgets[0])
+            if not self.budgets[0] <= self.budgets[1]:
+                raise InvalidSettingError(
+                    f"budgets of task {self.name} are {self.budgets}; expected (smallest, largest)."
+                )
         if self.clip_norm is not None:
             require_positive(f"clip_norm of task {self.name}", self.clip_norm)
         if self.precision not in PRECISIONS:
