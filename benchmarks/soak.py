@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 300.0  # seconds
+SETTINGS = ("episodes=100000000", "baseline.controllers=[]")  # tuning schedules first would be another phase
 
 
 def processes_under(parent: int) -> list[int]:
@@ -61,7 +62,7 @@ def main() -> None:
     windows: list[list[tuple[float, int]]] = []
     with tempfile.TemporaryDirectory() as place:
         training = subprocess.Popen(
-            [sys.executable, str(ROOT / "train_agent.py"), "name=soak", "episodes=100000000", *arguments.settings],
+            [sys.executable, str(ROOT / "train_agent.py"), "name=soak", *SETTINGS, *arguments.settings],
             cwd=place,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
