@@ -72,6 +72,14 @@ class Run:
                 self.accelerator.save_state(save[1])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warmed_up():
+    """Late in a long process the first run may differ from all later ones in the eighth digit; why is not known."""
+    written_out()
+    Run().train("step")
+    reset()
+
+
 # ---------------------------------------------------------------------- the rates of the loop written out
 
 
