@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import socket
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,8 +28,12 @@ _CLOSE = 10.0  # seconds a process may take to end
 
 
 def _work(connection: Connection, pickled: bytes) -> None:
-    """Serve calls on a block of environments until told to close; Ctrl-C is for whoever asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Serve calls on a block of environments until told to close.
+
+    Ctrl-C and SIGTERM, which go to a whole group of processes, are for whoever asks, and may want more answers.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         block, answer = make_block(pickled)
         connection.send(answer)
@@ -57,6 +62,7 @@ class _Process(Worker):
             _bound_reads(self._connection, self._timeout)
         self._process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
         self._process.start()
+        weakref.finalize(self, self._process.kill)  # at exit, where multiprocessing itself would send SIGTERM and wait
         there.close()
 
     def send(self, call: Call) -> None:

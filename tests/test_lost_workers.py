@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import losing_workers as checks
 import numpy as np
@@ -57,6 +59,32 @@ def test_training_goes_on_over_a_lost_worker():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_may_be_lost_right_after_going_on(workers):
     checks.check_a_worker_may_be_lost_right_after_going_on(workers)
+
+
+def test_signals_that_are_for_the_whole_group_cost_nothing():
+    venv = checks.walks(WorkersVecEnv)
+    expected = checks.roll(venv, 3)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        found = checks.roll(venv, 3, lambda step, number=number: [os.kill(pid, number) for pid in venv.processes])
+        assert checks.same(found, expected)
+    assert venv.dropped_episodes == 0 and venv.restarts == [0, 0]
+    venv.close()
+
+
+FORGETFUL = """
+import os, losing_workers
+from envs.workers import WorkersVecEnv
+venv = losing_workers.walks(WorkersVecEnv)
+print(*venv.processes, flush=True)
+"""
+
+
+def test_workers_end_with_a_process_that_never_closes_them():
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], env=here, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert all(checks.gone(int(process)) for process in ended.stdout.split()) and len(ended.stdout.split()) == 2
 
 
 def test_a_stopped_process_is_ended_too():
