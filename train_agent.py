@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from agents.resuming import Resuming, identity_of
 from agents.settings import build
 from agents.stopping import StopRequest
 from agents.training import Progress, TrainConfig, train, versions
-from envs.tasks import get_task
+from envs.tasks import Task, get_task
 from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
 
-_OUTSIDE_TRAINING = ("name", "task", "pool", "tracker", "data_root", "resume")
+_OUTSIDE_TRAINING = ("name", "task", "pool", "validation_tasks", "tracker", "data_root", "resume")
 _NO_PART_OF_THE_RESULT = ("name", "tracker", "data_root", "resume", "workers", "engine", "checkpoint")
 
 
@@ -30,14 +32,20 @@ def run(config: DictConfig) -> Path:
     settings = build(TrainConfig, {key: value for key, value in plain(config).items() if key not in _OUTSIDE_TRAINING})
     use_data_root(config.data_root)
     tasks = [get_task(name, **changes) for name, changes in (plain(config).get("task") or {}).items()]
-    tasks += draw_pool(build(PoolConfig, plain(config)["pool"], "pool"))
+    pool = build(PoolConfig, plain(config)["pool"], "pool")
+    others = build(ValidationTasks, plain(config)["validation_tasks"], "validation_tasks")
+    tasks += draw_pool(pool)
+    validation_tasks = others.tasks(pool) if settings.validation.every else []
     if not tasks:
         raise InvalidSettingError("There is no task to train on; expected some, as in task=[digits_mlp] or pool=broad.")
     folder = prepare_folder(Path("outputs") / config.name)
     console = Console()
     OmegaConf.save(config, folder / "train_config.yaml", resolve=True)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2), encoding="utf-8")
-    console.print(f"Training a policy on {', '.join(t.name for t in tasks)}; tuning schedules to compare with first.")
+    tuning = "; tuning schedules to compare with first" if settings.baseline.controllers else ""
+    console.print(f"Training a policy on {_named(tasks)}{tuning}.")
+    if validation_tasks:
+        console.print(f"The best on {_named(validation_tasks)}, none of which it learns from, is taken.")
     console.print(
         "loss: recent final losses on the reward split; x tuned: over the best tuned schedule's.", highlight=False
     )
@@ -56,10 +64,19 @@ def run(config: DictConfig) -> Path:
             tuned = "" if math.isnan(progress.ratio) else f", {progress.ratio:.2f} x tuned"
             message = f"loss {progress.loss:.4f}{tuned}"
             dropped = f", {progress.dropped} dropped" if progress.dropped else ""
-            bar.update(progress.episodes, settings.total_episodes, message + dropped)
+            bar.update(progress.episodes, settings.total_episodes, message + _scored(progress) + dropped)
 
         tensorboard = folder / "tensorboard" if config.tracker.tensorboard else None
-        policy = train(tasks, settings, tensorboard, show, checkpoints=checkpoints, stop=stop)
+        policy = train(
+            tasks,
+            settings,
+            tensorboard,
+            show,
+            checkpoints=checkpoints,
+            stop=stop,
+            validation_tasks=validation_tasks,
+            about={"drawn tasks": _of_pool(pool)} if pool.size else {},
+        )
     target = folder / "policy"
     policy.save_pretrained(target)
     checkpoints.clear()
@@ -67,6 +84,54 @@ def run(config: DictConfig) -> Path:
     if config.tracker.tensorboard:
         console.print(f"Curves: tensorboard --logdir {folder / 'tensorboard'}")
     return target
+
+
+@dataclass(frozen=True)
+class ValidationTasks:
+    """Tasks that policies are scored on.
+
+    :param names: of registered tasks
+    :param drawn: number of tasks drawn as the pool's are
+    :param seed: of these
+    """
+
+    names: tuple[str, ...] = ()
+    drawn: int = 0
+    seed: int = 1000
+
+    def tasks(self, pool: PoolConfig) -> list[Task]:
+        """Return them.
+
+        :raises InvalidSettingError: if they would be the pool's own
+        """
+        if self.drawn and self.seed == pool.seed:
+            raise InvalidSettingError(
+                f"validation_tasks.seed and pool.seed are both {pool.seed}, which draws the same tasks; expected two."
+            )
+        drawn = [
+            replace(task, name=f"validation_{task.name}")
+            for task in draw_pool(replace(pool, size=self.drawn, seed=self.seed))
+        ]
+        return [get_task(name) for name in self.names] + drawn
+
+
+def _named(tasks: Sequence[Task]) -> str:
+    drawn = sum(task.drawn for task in tasks)
+    return ", ".join([task.name for task in tasks if not task.drawn] + ([f"{drawn} drawn tasks"] if drawn else []))
+
+
+def _of_pool(pool: PoolConfig) -> str:
+    """Say of drawn tasks what their training can be repeated from."""
+    return (
+        f"{pool.size}, seed {pool.seed}, on {', '.join(pool.sources)}; networks: {', '.join(pool.families)}; "
+        f"batches of {' to '.join(map(str, pool.batch_sizes))}; {pool.fine_tuning:.0%} fine-tuned"
+    )
+
+
+def _scored(progress: Progress) -> str:
+    if progress.score is None or progress.best is None:
+        return ""
+    return f", validation {math.exp(progress.score.log_loss):.4f} (best {math.exp(progress.best.log_loss):.4f})"
 
 
 def part_of_the_result(config: DictConfig) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class PPOConfig:
     :param episodes_per_rollout: episodes between two updates of the policy
     :param batch_size: decisions a gradient step
     :param final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly
+    :param final_ent_coef: coefficient of the entropy at the end; it goes linearly from ``ent_coef``
     :param log_std: logarithm of the standard deviation of actions at the start
     :param learn_std: whether it is learned
     :param target_kl: stop the passes over a rollout when the policy has moved this far
@@ -55,12 +56,20 @@ class PPOConfig:
     gae_lambda: float = 1.0
     clip_range: float = 0.2
     ent_coef: float = 0.0
+    final_ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = 0.03
     log_std: float = -1.4
     learn_std: bool = True
     network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def entropy_coefficient(self, remaining: float) -> float:
+        """Return the coefficient of the entropy.
+
+        :param remaining: share of the training that is to come, 1 to 0
+        """
+        return self.final_ent_coef + (self.ent_coef - self.final_ent_coef) * remaining
 
 
 class GraphFeatures(BaseFeaturesExtractor):

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.faults [--engine ray] [--workers 4] [--every 5] [--last 60] [--episodes 2400]`` trains a policy
 on ``digits_mlp`` twice by ``train_agent.py``: undisturbed, and with a worker killed (SIGKILL) every few seconds for a
-while, then the driver, which is started again by the same command. Prints what was killed, what the training counted,
-and the loss of its last episodes over that of tuned schedules, on the reward split. Reads ``/proc``.
+while, then, after the next checkpoint, the driver, which is started again by the same command. Prints what was killed,
+what the training counted, and the loss of its last episodes over that of tuned schedules, on the reward split. Reads
+``/proc``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from envs.batched.composite import LARGEST_GROUP
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"ray": b"ray::_Holder", "processes": b"multiprocessing.forkserver"}  # in command lines of workers
@@ -63,6 +66,23 @@ def told(folder: Path) -> dict[str, object]:
     return json.loads((folder / "outputs" / "x" / "policy" / "config.json").read_text())["training"]
 
 
+def wait_for_checkpoint(folder: Path, driver: subprocess.Popen) -> None:
+    """Wait until another checkpoint is written.
+
+    :raises SystemExit: if the training is over before
+    """
+    known = checkpoints(folder)
+    while not checkpoints(folder) - known:
+        if driver.poll() is not None:
+            raise SystemExit((folder / "log").read_text())
+        time.sleep(0.05)
+
+
+def checkpoints(folder: Path) -> set[str]:
+    """Return the names of the checkpoints of a training."""
+    return {path.name for path in (folder / "outputs" / "x" / "checkpoints").glob("*.checkpoint")}
+
+
 def disturb(driver: subprocess.Popen, engine: str, every: float, last: float, rng: random.Random) -> int:
     """Kill workers, one at a time; return how many."""
     killed, end = 0, time.monotonic() + last
@@ -85,6 +105,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     settings = [f"workers={arguments.workers}", f"episodes={arguments.episodes}", f"seed={arguments.seed}"]
+    size = LARGEST_GROUP * max(arguments.workers, 2)  # environments, so that every worker has a group
+    settings += [f"agent.num_envs={size}", f"agent.episodes_per_rollout={size}"]
     settings += [f"engine.name={arguments.engine}", "checkpoint.every=5"]
     with tempfile.TemporaryDirectory() as place:
         calm, rough = Path(place) / "calm", Path(place) / "rough"
@@ -95,11 +117,9 @@ def main() -> None:
             raise SystemExit((calm / "log").read_text())
         print(f"undisturbed, {time.monotonic() - begun:.0f} s: {told(calm)}", flush=True)
         driver = start(rough, settings, "log")
-        while not list((rough / "outputs" / "x" / "checkpoints").glob("*.checkpoint")):
-            if driver.poll() is not None:
-                raise SystemExit((rough / "log").read_text())
-            time.sleep(0.05)
+        wait_for_checkpoint(rough, driver)
         killed = disturb(driver, arguments.engine, arguments.every, arguments.last, random.Random(arguments.seed))
+        wait_for_checkpoint(rough, driver)
         alive = driver.poll() is None
         driver.kill()
         driver.wait()

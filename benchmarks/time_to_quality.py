@@ -41,8 +41,9 @@ from agents.controllers import Controller, PolicyController, make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, evaluate
 from agents.progress import ProgressBar
 from agents.results_cache import ResultsCache
+from agents.schedule_reference import ScheduleReference
 from agents.settings import CONFIG_FOLDER, build, check_choices
-from agents.training import ScheduleReference, TrainConfig, train, versions
+from agents.training import TrainConfig, train, versions
 from envs.tasks import Task, get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, require_positive

@@ -32,6 +32,7 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
         {
             **_header(env),
             "random": random_state(env),
+            "begun": env.begun,
             "episode": env.episode.state_dict(env.tasks),
             # Not taken anew: where layers are left out by chance, another pass gives another graph.
             "graphs": [None if graph is None else plain_graph(graph) for graph in graphs],
@@ -74,6 +75,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
         validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])
         observation = core.observe(validation)
         own = {
+            "begun": state["begun"],
             "episode": episode,
             "run": run,
             "core": core,

@@ -29,6 +29,31 @@ _LARGEST_LOSS = 1e6
 
 
 @dataclass(frozen=True)
+class Curriculum:
+    """Short budgets first: budgets as drawn, times a factor that rises geometrically from ``start`` to 1.
+
+    :param episodes: of one environment, over which it rises; 0: budgets are as drawn from the first on
+    :param start: the factor of an environment's first episode
+    """
+
+    episodes: int = 0
+    start: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.episodes < 0:
+            raise InvalidSettingError(f"curriculum.episodes is {self.episodes}; expected 0 or more.")
+        if not 0.0 < self.start <= 1.0:
+            raise InvalidSettingError(f"curriculum.start is {self.start}; expected a factor in (0, 1].")
+
+    def factor(self, begun: int) -> float:
+        """Return the factor of a budget.
+
+        :param begun: episodes that the environment began before
+        """
+        return float(self.start ** (1.0 - begun / self.episodes)) if begun < self.episodes else 1.0
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """What episodes are drawn from, and how they are rewarded.
 
@@ -44,6 +69,8 @@ class EnvConfig:
         where the features need it (``srls``), which then costs no pass beyond those of the features
     :param paper_threshold: metric above which ``gns-paper`` counts tenfold
     :param divergence_penalty: subtracted from the reward when a run ends because it diverged
+    :param curriculum: how budgets grow; a budget that a reset is told stays as it is, and none falls below the smallest
+        that allows all decisions
     :param device: where to train
     """
 
@@ -56,6 +83,7 @@ class EnvConfig:
     reward_probability: float = 0.2
     paper_threshold: float = 0.9
     divergence_penalty: float = 2.0
+    curriculum: Curriculum = field(default_factory=Curriculum)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -111,6 +139,15 @@ class EnvConfig:
         """Return the smallest and largest budget of episodes on a task."""
         return self.budgets or task.budgets or (task.updates(),) * 2
 
+    def shortened(self, budget: float, begun: int) -> int:
+        """Return a budget as the curriculum has it.
+
+        :param budget: as drawn, in updates
+        :param begun: episodes that the environment began before
+        """
+        smallest = 1 if self.decision.decision_interval else self.decision.num_decisions
+        return max(round(budget * self.curriculum.factor(begun)), min(round(budget), smallest))
+
     def learning_rates_of(self, task: Task, optimizer: str) -> tuple[float, float]:
         """Return the range that the initial rate of episodes on a task is drawn from.
 
@@ -155,6 +192,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         for one in self.tasks:
             self.config.check(one)
         self._schema = get_schema(self.config.decision.features)
+        self.begun = 0  # episodes
         self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
         self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
@@ -291,7 +329,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             task = found[0]
         optimizers = config.optimizers_of(task)
         optimizer = optimizers[int(rng.integers(len(optimizers)))]
-        budget = round(_log_uniform(rng, *config.budgets_of(task)))
+        budget = config.shortened(_log_uniform(rng, *config.budgets_of(task)), self.begun)
+        self.begun += 1
         position, seed = rng.random(), int(rng.integers(2**31))
         optimizer = options.get("optimizer", optimizer)
         if optimizer not in OPTIMIZERS:

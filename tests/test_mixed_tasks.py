@@ -14,7 +14,8 @@ from agents.comparison import compare
 from agents.controllers import PolicyController, ScheduleController
 from agents.evaluation import EvaluationConfig, Grid, InitialRates, evaluate
 from agents.ppo import PPOConfig, make_ppo, make_vec_env
-from agents.training import BaselineConfig, ScheduleReference, TrainConfig, train
+from agents.schedule_reference import BaselineConfig, ScheduleReference
+from agents.training import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, unpad
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, NetworkConfig

@@ -294,12 +294,30 @@ SMALL = ["env.decision.num_decisions=20", "agent.num_envs=4", "agent.episodes_pe
 SMALL += ["agent.n_epochs=1", "agent.network.hidden=16", "baseline.controllers=[]", "tracker=none", "workers=0"]
 
 
+def test_tasks_to_score_on_are_of_another_seed(compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [*SMALL, "pool=broad", "task=[]", "pool.size=2", "pool.budgets=[20,40]", "episodes=4", "validation.every=4"]
+    drawn = ["validation.num_envs=2", "validation_tasks={names: [digits_mlp], drawn: 1}"]
+    train_agent.run(compose("train_agent", "name=x", *small, *drawn))
+    card = GNSPolicy.from_pretrained(tmp_path / "outputs" / "x" / "policy").config.training
+    assert card["chosen on validation tasks after"].endswith(" episodes")
+    others = train_agent.ValidationTasks(("digits_mlp",), 1).tasks(PoolConfig(size=2))
+    assert others[0].name == "digits_mlp" and others[1].drawn
+    assert others[1].name not in {task.name for task in draw_pool(PoolConfig(size=2))}
+    with pytest.raises(InvalidSettingError, match=r"validation_tasks.seed and pool.seed are both 0"):
+        train_agent.run(compose("train_agent", "name=y", *small, *drawn, "validation_tasks.seed=0"))
+
+
 def test_a_policy_is_trained_on_drawn_tasks_alone_or_after_named_ones(compose, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = [*SMALL, "pool=broad", "pool.size=3", "pool.budgets=[20,40]", "episodes=4"]
+    small = [*SMALL, "pool=broad", "pool.size=3", "pool.budgets=[20,40]", "episodes=4", "validation.every=0"]
     train_agent.run(compose("train_agent", "name=x", "task=[]", *small))
-    names = GNSPolicy.from_pretrained(tmp_path / "outputs" / "x" / "policy").config.training["tasks"]
-    assert names == ", ".join(t.name for t in draw_pool(PoolConfig(size=3, budgets=(20, 40))))
+    card = GNSPolicy.from_pretrained(tmp_path / "outputs" / "x" / "policy").config.training
+    pool = draw_pool(PoolConfig(size=3, budgets=(20, 40)))
+    low, high = min(task.budgets[0] for task in pool), max(task.budgets[1] for task in pool)
+    assert card["tasks"] == "3 drawn"
+    assert card["budgets"] == f"{low} to {high} updates"
+    assert card["drawn tasks"].startswith("3, seed 0, on digits, mnist1d, teacher, mixture; networks: mlp, cnn, transf")
     named = compose("train_agent", "name=y", "task=[digits_mlp]", *small)
     assert named.env.optimizers is None and named.env.budgets is None
     one, other = (train_agent.part_of_the_result(compose("train_agent", *extra)) for extra in ([], ["pool=broad"]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -210,8 +211,10 @@ def forward_operations(task: Task) -> int:
     """Return the floating-point operations of a model's forward pass on one batch: of products and convolutions."""
     train = task.training_data().train
     rows = torch.arange(min(task.batch_size, len(train)))
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        task.new_model()(task.prepare(train.batch(rows)[0], False))
+    with torch.random.fork_rng(devices=[]):
+        model = task.new_model()  # which may be trained first
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(task.prepare(train.batch(rows)[0], False))
     return int(counter.get_total_flops())
 
 
@@ -235,7 +238,7 @@ def make_vector(
     groups = plan(tasks, config, num_envs, together)
     if workers == 0:
         return CompositeVecEnv([group.make(config, limits) for group in groups])
-    shares = _shared_out(groups, workers)
+    shares = _shared_out(groups, config, workers)
     blocks = [partial(_make_all, share, config, limits) for share in shares]
     places = [[i for group in share for i in group.places] for share in shares]
     return (RayVecEnv if engine.name == "ray" else WorkersVecEnv)(blocks, places, engine)
@@ -245,16 +248,34 @@ def _make_all(groups: Sequence[Group], config: EnvConfig, limits: tuple[int, int
     return CompositeVecEnv([group.make(config, limits) for group in groups])
 
 
-def _shared_out(groups: Sequence[Group], workers: int) -> list[list[Group]]:
+def _shared_out(groups: Sequence[Group], config: EnvConfig, workers: int) -> list[list[Group]]:
     """Share groups out to processes: the most costly first, to whom has least."""
     shares: list[list[Group]] = [[] for _ in range(min(workers, len(groups)))]
     loads = [0.0] * len(shares)
     tasks = {id(task): task for group in groups for task in group.tasks}
     alike = len({tuple(map(id, group.tasks)) for group in groups}) == 1  # then no task need be looked at
-    costs = {key: 1.0 if alike else forward_operations(task) + _FIXED for key, task in tasks.items()}
-    own = [len(group.places) * float(np.mean([costs[id(task)] for task in group.tasks])) for group in groups]
-    for number in sorted(range(len(groups)), key=lambda i: -own[i]):
+    operations = {key: 0.0 if alike else float(forward_operations(task)) for key, task in tasks.items()}
+    costs = [_cost(group, operations, config) for group in groups]
+    for number in sorted(range(len(groups)), key=lambda i: -costs[i]):
         least = int(np.argmin(loads))
         shares[least].append(groups[number])
-        loads[least] += own[number]
+        loads[least] += costs[number]
     return shares
+
+
+def _cost(group: Group, operations: Mapping[int, float], config: EnvConfig) -> float:
+    """Return what one episode of every environment of a group costs, in operations.
+
+    :param operations: of one forward pass, by identity of the task
+    """
+    runs = len(group.places)
+    passes = 1 if group.together else runs
+    each = [
+        _mean_budget(*config.budgets_of(task)) * (runs * operations[id(task)] + passes * _FIXED) for task in group.tasks
+    ]
+    return float(np.mean(each))
+
+
+def _mean_budget(low: int, high: int) -> float:
+    """Mean of a log-uniform law."""
+    return (high - low) / math.log(high / low) if high > low else float(low)

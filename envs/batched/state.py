@@ -75,6 +75,7 @@ def together_state(env: BatchedEnv) -> dict[str, Any]:
         {
             **_header(env),
             "random": [random_state(draws) for draws in env._draws],
+            "begun": [draws.begun for draws in env._draws],
             "episodes": [episode.state_dict([env.task]) for episode in env.episodes],
             "controls": [control.state_dict() for control in env.controls],
             "runs": env.runs.state_dict(),
@@ -100,8 +101,9 @@ def load_together_state(env: BatchedEnv, state: dict[str, Any]) -> None:
         env.controls = [env._control(episode) for episode in env.episodes]
         for control, memory in zip(env.controls, state["controls"], strict=True):
             control.load_state_dict(memory)
-        for draws, generator in zip(env._draws, state["random"], strict=True):
+        for draws, generator, begun in zip(env._draws, state["random"], state["begun"], strict=True):
             load_random_state(draws, generator)
+            draws.begun = begun
         env._losses = state["losses"].to(env.runs.device, copy=True)
         if env.config.guard.enabled:
             good = _on_device(state["good"], env.runs.device)

@@ -121,6 +121,7 @@ class Task:
         global random numbers if its second argument, ``training``, is true)
     :param collect: what of a batch's outputs the metrics need: a tensor (B, ...) of a shape that fits every batch
     :param evaluation_batch_size: examples a forward pass in evaluation
+    :param drawn: whether it is one of many drawn from a seed, in no registry
     """
 
     name: str
@@ -144,6 +145,7 @@ class Task:
     prepare: Callable[[Tensor, bool], Any] = unchanged
     collect: Callable[[Any], Any] = the_same
     evaluation_batch_size: int = 1024
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "evaluation_batch_size"):

@@ -155,6 +155,7 @@ def _draw(config: PoolConfig, number: int) -> Task:
             loss=loss if scale == 1.0 else partial(_scaled, loss, scale),
             metrics=metrics,
             higher_is_better=bool(data.classes),
+            drawn=True,
             learning_rates=_rates(fine_tuning, settings, shift, scale * max(1.0, data.scale)),
         )
         update = 3.0 * forward_operations(task)
