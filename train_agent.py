@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from agents.report import prepare_folder
 from agents.resuming import Resuming, identity_of
 from agents.settings import build
 from agents.stopping import StopRequest
-from agents.training import Progress, TrainConfig, train, versions
+from agents.trackers import TrackerConfig, make_tracker
+from agents.training import TrainConfig, train, versions
+from agents.watch import Progress
 from envs.tasks import Task, get_task
 from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
@@ -58,7 +61,8 @@ def run(config: DictConfig) -> Path:
     def noted(name: str) -> None:
         console.print(f"{name}: finishing this rollout, then stopping. A second one ends at once.")
 
-    with StopRequest(noted) as stop, ProgressBar("training", "episodes", console) as bar:
+    tracker = make_tracker(build(TrackerConfig, config.tracker, "tracker"), folder, config.name, "train", plain(config))
+    with closing(tracker), StopRequest(noted) as stop, ProgressBar("training", "episodes", console) as bar:
 
         def show(progress: Progress) -> None:
             tuned = "" if math.isnan(progress.ratio) else f", {progress.ratio:.2f} x tuned"
@@ -66,23 +70,24 @@ def run(config: DictConfig) -> Path:
             dropped = f", {progress.dropped} dropped" if progress.dropped else ""
             bar.update(progress.episodes, settings.total_episodes, message + _scored(progress) + dropped)
 
-        tensorboard = folder / "tensorboard" if config.tracker.tensorboard else None
         policy = train(
             tasks,
             settings,
-            tensorboard,
+            tracker,
             show,
             checkpoints=checkpoints,
             stop=stop,
             validation_tasks=validation_tasks,
             about={"drawn tasks": _of_pool(pool)} if pool.size else {},
         )
-    target = folder / "policy"
-    policy.save_pretrained(target)
+        target = folder / "policy"
+        policy.save_pretrained(target)
+        tracker.policy(config.name, target, policy.config.training)
+        tracker.summary(dict(versions()) | policy.config.training)
     checkpoints.clear()
     console.print(f"Policy: {target} (load it with gns.GNSPolicy.from_pretrained)")
-    if config.tracker.tensorboard:
-        console.print(f"Curves: tensorboard --logdir {folder / 'tensorboard'}")
+    for line in tracker.where():
+        console.print(line, soft_wrap=True)
     return target
 
 

@@ -212,7 +212,7 @@ def make_vec_env(
     return TaskReturnScaling(venv)
 
 
-def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int, tensorboard: str | None = None) -> PPO:
+def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
     """Return SB3's PPO on the environments.
 
     :param decisions: decisions an episode takes at most
@@ -236,7 +236,6 @@ def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int, tensorb
         vf_coef=config.vf_coef,
         max_grad_norm=config.max_grad_norm,
         target_kl=config.target_kl,
-        tensorboard_log=tensorboard,
         policy_kwargs={
             "network_config": config.network,
             "log_std_init": config.log_std,

@@ -8,10 +8,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from stable_baselines3.common.logger import Logger
 
 from agents.evaluation import require_different_names
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
@@ -24,6 +25,7 @@ from agents.resuming import (
 )
 from agents.schedule_reference import BaselineConfig, ScheduleReference
 from agents.stopping import StopRequest
+from agents.trackers import Tracker
 from agents.validation import Validation, ValidationConfig
 from agents.watch import Progress, Watch
 from envs.engine import PROCESSES, EngineConfig
@@ -77,7 +79,7 @@ class TrainConfig:
 def train(
     tasks: Sequence[Task],
     config: TrainConfig,
-    tensorboard: Path | None = None,
+    tracker: Tracker | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     on_policy: Callable[[GNSPolicy, int], None] | None = None,
     checkpoints: Resuming | None = None,
@@ -90,7 +92,7 @@ def train(
     One thread and the same configuration give the same policy bit for bit, whatever the number of workers, and however
     often the training was interrupted and gone on with from its checkpoints.
 
-    :param tensorboard: folder for TensorBoard's scalars
+    :param tracker: where figures go, once a rollout; and the rate paths of the last episodes
     :param report: called after every episode
     :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
         is then and the episodes done; draws from torch's global generator in it change no result
@@ -109,6 +111,7 @@ def train(
     for task in (*tasks, *validation_tasks):
         config.env.check(task)
     validation = _validation(tasks, validation_tasks, config)
+    tracker = tracker or Tracker()
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
     reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
@@ -125,7 +128,8 @@ def train(
         config.engine,
     )
     try:
-        model = make_ppo(venv, config.agent, decisions, config.seed, str(tensorboard) if tensorboard else None)
+        model = make_ppo(venv, config.agent, decisions, config.seed)
+        model.set_logger(Logger(folder=None, output_formats=tracker.writers()))
 
         def export() -> GNSPolicy:
             details = _about(tasks, config, watch) | dict(about or {})
@@ -175,14 +179,16 @@ def train(
                 validation.load_state_dict(state["validation"])
             report(watch.progress())
         left = config.total_episodes * decisions - model.num_timesteps
-        model.learn(left, callback=watch, tb_log_name="ppo", reset_num_timesteps=state is None)
+        model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
         score()
     finally:
         venv.close()
         if validation is not None:
             validation.close()
+    tracker.table("rate_paths", watch.rate_paths())
     if validation is not None:
+        tracker.table("validation", pd.DataFrame([vars(one) for one in validation.scores]))
         assert validation.best is not None
         model.policy.load_state_dict(validation.best)
     spent = checkpoints.seconds if checkpoints is not None else 0.0
@@ -221,6 +227,7 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         chosen = {
             "chosen on validation tasks after": f"{progress.best.episodes} episodes",
             "mean log loss there, on the reward split": _rounded(progress.best.log_loss),
+            "share of episodes lost there": _rounded(progress.best.diverged),
         }
     return {
         "tasks": ", ".join([task.name for task in named] + drawn),

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.resuming import load_random_state
 from agents.schedule_reference import ScheduleReference
 from agents.validation import Score, Validation
 from gns.features import log_loss
+
+RATE_PATHS = 64  # episodes whose rates are kept
+COUNTS = ("episodes", "diverged", "dropped", "updates", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,29 @@ class Watch(BaseCallback):
         self._entropy_coefficient, self._validation = entropy_coefficient, validation
         self._random_numbers = random_numbers
         self.episodes, self.diverged, self.dropped = 0, 0, 0
+        self.updates, self.evaluations = 0, 0
+        self._untold: dict[str, float] = {}  # figures that the training gone on with had not told its trackers
+        self._under_way: dict[int, list[tuple[float, float]]] = {}  # (progress, rate) of each environment's episode
+        self._paths: deque[dict[str, Any]] = deque(maxlen=RATE_PATHS)
         self.recent: deque[tuple[float, float, int, float]] = deque(maxlen=256)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts and recent episodes."""
-        counts = {"episodes": self.episodes, "diverged": self.diverged, "dropped": self.dropped}
-        return {**counts, "recent": list(self.recent)}
+        counts = {name: getattr(self, name) for name in COUNTS}
+        untold = {name: float(value) for name, value in self.logger.name_to_value.items()}  # PPO's, of its last update
+        return {**counts, "recent": list(self.recent), "untold": untold}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self.episodes, self.diverged, self.dropped = state["episodes"], state["diverged"], state["dropped"]
+        for name in COUNTS:
+            setattr(self, name, state[name])
         self.recent.extend(tuple(row) for row in state["recent"])
+        self._untold = dict(state["untold"])
 
     def _on_training_start(self) -> None:
         self._begun = self.num_timesteps
+        for name, value in self._untold.items():
+            self.logger.record(name, value)
         if self._random_numbers is not None:
             load_random_state(self._random_numbers)
 
@@ -86,9 +99,17 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         before = self.episodes
-        for info in self.locals["infos"]:
+        for number, info in enumerate(self.locals["infos"]):
             self.dropped += int(info.get("dropped", False))
+            path = self._under_way.setdefault(number, [])
+            path.append((info["update"] / info["budget"], info["learning_rate"]))
+            if self.locals["dones"][number]:
+                del self._under_way[number]
             if "episode_return" in info:
+                names = ("task", "optimizer", "budget", "initial_lr", "reward_loss", "rollbacks")
+                self._paths.append({name: info[name] for name in names} | {"path": path})
+                self.updates += info["update"]
+                self.evaluations += info["evaluations"]
                 self.episodes += 1
                 self.diverged += int(info["diverged"])
                 loss = log_loss(info["reward_loss"])
@@ -109,10 +130,27 @@ class Watch(BaseCallback):
         self.logger.record("episodes/rollbacks", progress.rollbacks)
         self.logger.record("episodes/diverged", self.diverged)
         self.logger.record("episodes/dropped", self.dropped)
+        self.logger.record("cost/updates", self.updates)
+        self.logger.record("cost/evaluations", self.evaluations)
+        actions = self.model.rollout_buffer.actions  # type: ignore[attr-defined]
+        self.logger.record("actions/mean", float(np.mean(actions)))
+        self.logger.record("actions/deviation", float(np.std(actions)))
+        self.logger.record("actions/at_bounds", float(np.mean(np.abs(actions) >= 1.0)))
         self.logger.record("train/entropy_coefficient", self.model.ent_coef)  # type: ignore[attr-defined]
         if progress.score is not None:
             self.logger.record("validation/log_loss", progress.score.log_loss)
             self.logger.record("validation/diverged", progress.score.diverged)
+
+    def rate_paths(self) -> pd.DataFrame:
+        """Return the rates that the last episodes ended their decisions with: a row a decision.
+
+        An episode that was under way when training went on from a checkpoint has its later decisions alone.
+        """
+        rows = []
+        for episode, told in enumerate(self._paths):
+            about = {name: value for name, value in told.items() if name != "path"}
+            rows += [{"episode": episode, **about, "progress": z, "learning_rate": rate} for z, rate in told["path"]]
+        return pd.DataFrame(rows)
 
     def progress(self) -> Progress:
         """Return where training stands."""

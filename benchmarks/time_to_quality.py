@@ -43,6 +43,7 @@ from agents.progress import ProgressBar
 from agents.results_cache import ResultsCache
 from agents.schedule_reference import ScheduleReference
 from agents.settings import CONFIG_FOLDER, build, check_choices
+from agents.trackers import Tracker, TrackerConfig, make_tracker
 from agents.training import TrainConfig, train, versions
 from envs.tasks import Task, get_task
 from gns import GNSPolicy
@@ -72,7 +73,7 @@ class Kept:
         return f"seed {self.seed} after {self.episodes} episodes"
 
 
-def keep_policies(tasks: Sequence[Task], config: TrainConfig, every: float, tensorboard: Path | None) -> list[Kept]:
+def keep_policies(tasks: Sequence[Task], config: TrainConfig, every: float, tracker: Tracker) -> list[Kept]:
     """Train, and return the first policy after every multiple of ``every`` seconds of training, and the last one."""
     require_positive("every", every)
     updates: list[Kept] = []
@@ -87,7 +88,7 @@ def keep_policies(tasks: Sequence[Task], config: TrainConfig, every: float, tens
             kept.append(updates[0])
         outside += time.perf_counter() - now
 
-    train(tasks, config, tensorboard, on_policy=keep)
+    train(tasks, config, tracker, on_policy=keep)
     return kept if kept[-1:] == updates else kept + updates
 
 
@@ -177,8 +178,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     kept: dict[int, list[Kept]] = {}
     for seed in dict.fromkeys(arguments.seeds):
         with TemporaryDirectory() as folder:
-            tensorboard = Path(folder) if training["tracker"]["tensorboard"] else None
-            kept[seed] = keep_policies(tasks, replace(bare, seed=seed), arguments.every, tensorboard)
+            tracker = make_tracker(build(TrackerConfig, training["tracker"]), Path(folder), "x", "train", training)
+            kept[seed] = keep_policies(tasks, replace(bare, seed=seed), arguments.every, tracker)
         last = kept[seed][-1]
         console.print(f"seed {seed}: {last.episodes} episodes in {last.seconds:.1f} s; kept {len(kept[seed])} policies")
 

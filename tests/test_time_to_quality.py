@@ -91,7 +91,7 @@ def scripted(monkeypatch):
     def make(seconds):
         clock = [100.0]
 
-        def fake(tasks, config, tensorboard, on_policy):
+        def fake(tasks, config, tracker, on_policy):
             for number, when in enumerate(seconds, start=1):
                 clock[0] = 100.0 + when
                 on_policy(f"policy {number}", 64 * number)

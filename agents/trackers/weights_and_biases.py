@@ -1,0 +1,115 @@
+"""Weights & Biases, by its own client; offline unless told otherwise."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
+
+from agents.trackers.base import Tracker
+from agents.trackers.config import WandbConfig
+from gns.errors import MissingPackageError
+
+
+class _History(KVWriter):
+    """Writes figures into a run's history."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Log a rollout's figures at the decisions made so far."""
+        self._run.log(filter_excluded_keys(key_values, key_excluded, "wandb"), step=step)
+
+    def close(self) -> None:
+        """Nothing is to be closed: the run is the tracker's."""
+
+
+class WandbTracker(Tracker):
+    """A run of Weights & Biases.
+
+    The run's id is kept in the folder, so that a command that was interrupted goes on in the same run.
+
+    :param folder: of the run's files
+    :param config: how and where it is kept
+    :param name: of the run
+    :param kind: what it does, such as ``train``
+    :param settings: the resolved configuration
+    :raises MissingPackageError: if wandb is not installed
+    """
+
+    def __init__(self, folder: Path, config: WandbConfig, name: str, kind: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingPackageError(
+                "tracker=wandb needs the package wandb, which is not installed; pip install wandb, or pick another "
+                "tracker: tensorboard, csv or none."
+            ) from error
+        self._wandb, self._mode, self._folder = wandb, config.mode, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=name,
+            group=config.group,
+            tags=list(config.tags),
+            job_type=kind,
+            config=dict(settings),
+            mode=config.mode,  # type: ignore[arg-type]
+            dir=str(folder.resolve()),  # whoever writes may be a process started elsewhere
+            id=_kept_id(folder / "wandb-run-id"),
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+
+    def writers(self) -> list[KVWriter]:
+        """Return the writer of the run's history."""
+        return [_History(self._run)]
+
+    def callbacks(self) -> list[BaseCallback]:
+        """Return wandb's callback for Stable-Baselines3, which notes the agent's settings."""
+        from wandb.integration.sb3 import WandbCallback
+
+        return [] if self._mode == "disabled" else [WandbCallback()]
+
+    def table(self, name: str, rows: pd.DataFrame) -> None:
+        """Log a ``wandb.Table``."""
+        self._run.log({name: self._wandb.Table(dataframe=rows)})
+
+    def image(self, name: str, path: Path) -> None:
+        """Log a ``wandb.Image``."""
+        self._run.log({name: self._wandb.Image(str(path))})
+
+    def policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
+        """Log the folder as a version of an artifact of type ``policy``, made by this run."""
+        artifact = self._wandb.Artifact(f"policy-{name}", type="policy", metadata=dict(card))
+        for path in sorted(folder.iterdir()):
+            artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Update the run's summary."""
+        self._run.summary.update(dict(figures))
+
+    def where(self) -> list[str]:
+        """Say how the run is looked at."""
+        if self._mode == "offline":
+            return [f"W&B: wandb sync {self._folder / 'wandb' / Path(self._run.dir).parent.name}"]
+        return [f"W&B: {self._run.url}"] if self._mode == "online" else []
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def _kept_id(path: Path) -> str:
+    """Return the id of the run that is kept in a file, a new one where there is none."""
+    if not path.exists():
+        path.write_text(secrets.token_hex(4), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
