@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 import torch
@@ -56,6 +57,26 @@ class ScheduleFreeController(Controller):
         warmup = round(self.warmup * episode.budget)
         run = new_run(episode, lambda parameters, lr: cls(parameters, lr=lr, warmup_steps=warmup, **settings))
         return _ScheduleFreeSession(run, episode.budget, warmup, self.batch_norm_batches)
+
+
+@dataclass(frozen=True)
+class DefaultScheduleFreeController(ScheduleFreeController):
+    """The same from the rate that the package has as its default (1.0 for SGD, 2.5e-3 for AdamW): nothing is tuned."""
+
+    kind: ClassVar[str] = "schedule-free-default"
+    tuned: ClassVar[bool] = False
+    own_rate: ClassVar[bool] = True
+
+    def start(self, episode: Episode) -> Session:
+        """Begin a training run; the episode's rate changes nothing.
+
+        :raises MissingPackageError: if ``schedulefree`` is not installed
+        :raises UnknownNameError: if the optimizer has no schedule-free counterpart
+        """
+        if episode.optimizer in _OPTIMIZERS:
+            cls = getattr(package("schedulefree"), _OPTIMIZERS[episode.optimizer][0])
+            episode = replace(episode, learning_rate=float(signature(cls).parameters["lr"].default))
+        return super().start(episode)
 
 
 class _ScheduleFreeSession(Session):
