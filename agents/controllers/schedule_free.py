@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, cast
 
@@ -44,7 +44,7 @@ class ScheduleFreeController(Controller):
     def __post_init__(self) -> None:
         require_share("warmup", self.warmup)
 
-    def start(self, episode: Episode) -> Session:
+    def start(self, episode: Episode) -> _ScheduleFreeSession:
         """Begin a training run.
 
         :raises MissingPackageError: if ``schedulefree`` is not installed
@@ -67,16 +67,11 @@ class DefaultScheduleFreeController(ScheduleFreeController):
     tuned: ClassVar[bool] = False
     own_rate: ClassVar[bool] = True
 
-    def start(self, episode: Episode) -> Session:
-        """Begin a training run; the episode's rate changes nothing.
-
-        :raises MissingPackageError: if ``schedulefree`` is not installed
-        :raises UnknownNameError: if the optimizer has no schedule-free counterpart
-        """
-        if episode.optimizer in _OPTIMIZERS:
-            cls = getattr(package("schedulefree"), _OPTIMIZERS[episode.optimizer][0])
-            episode = replace(episode, learning_rate=float(signature(cls).parameters["lr"].default))
-        return super().start(episode)
+    def start(self, episode: Episode) -> _ScheduleFreeSession:
+        """Begin a training run; of the episode's rate only the ratios of parameter groups' rates to it are of use."""
+        session = super().start(episode)
+        session.start_from(float(signature(type(session.run.optimizer)).parameters["lr"].default))
+        return session
 
 
 class _ScheduleFreeSession(Session):
@@ -85,6 +80,11 @@ class _ScheduleFreeSession(Session):
         self._optimizer = cast(Any, run.optimizer)  # has train() and eval() beside PyTorch's interface
         self._optimizer.train()
         self._initial, self._warmup, self._batches = float(run.optimizer.param_groups[0]["lr"]), warmup, batches
+
+    def start_from(self, rate: float) -> None:
+        """Take another initial rate, before the first update."""
+        self._initial = rate
+        self.set_rate(rate)
 
     def before_update(self) -> None:
         """Note the rate, which the optimizer warms up by itself."""
