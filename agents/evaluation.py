@@ -208,8 +208,8 @@ def evaluate(
     later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
     if later and not any(controller.is_schedule for controller in controllers):
         raise InvalidSettingError(
-            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at least "
-            "one, whose tuned rate they multiply, or relative_rates: null."
+            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at "
+            "least one, whose tuned rate they multiply, or relative_rates: null."
         )
     budgets = {task.name: config.budgets_of(task) for task in tasks}
     settings = [
@@ -296,7 +296,7 @@ def best_schedules(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def relative_to(rate: float, factors: Sequence[float], controller: Controller) -> list[float]:
-    """Return multiples of a rate, ascending, those beyond what a controller can start from set to the nearest it can."""
+    """Return multiples of a rate, ascending, each within the bounds of what a controller can start from."""
     low, high = controller.rate_bounds
     return sorted({min(max(factor * rate, low), high) for factor in factors})
 

@@ -189,8 +189,20 @@ def prepare(
         budget = suite.trained_budget or trained_budget(made)
         protocol = part.protocol(command, budget)
         own = [get_task(item, **_merged(tasks[item], changes)) for item, changes in part.tasks.items()]
+        _check(own, made, protocol)
         prepared.append(PreparedPart(name, part, protocol, own, made))
     return prepared
+
+
+def _check(tasks: Sequence[Task], controllers: Sequence[Controller], protocol: EvaluationConfig) -> None:
+    """Pass settings that every controller can run, as far as budgets are known before data are loaded."""
+    for task in tasks:
+        if task.budget is None and not protocol.budgets:
+            continue
+        for optimizer in protocol.optimizers or (task.optimizer,):
+            for budget in protocol.budgets_of(task):
+                for controller in controllers:
+                    controller.check(task, optimizer, budget)
 
 
 def trained_budget(controllers: Iterable[Controller]) -> int | None:

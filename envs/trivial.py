@@ -27,7 +27,7 @@ def trivial_loss(task: Task) -> float:
 
 
 def collapsed(test_loss: float, trivial: float) -> bool:
-    """Return whether a run has learned nothing: its test loss is not finite, or at least 0.98 times the trivial loss."""
+    """Return whether a run has learned nothing: a test loss that is not finite, or at least 0.98 times the trivial."""
     return not math.isfinite(test_loss) or test_loss >= COLLAPSE * trivial
 
 

@@ -1,8 +1,8 @@
 """A variational autoencoder on MNIST, the VAE-MNIST setting of REX (Chen et al., MLSys 2022, table 7 and appendix A).
 
 Three dense layers encode an image in two latent numbers, three decode it, at batch 100. The paper gives no widths; here
-they are 784-512-256-2 and 2-256-512-784. The loss is the negative evidence lower bound in nats an image. The same network
-on Fashion-MNIST is ours, not the paper's.
+they are 784-512-256-2 and 2-256-512-784. The loss is the negative evidence lower bound in nats an image. The same
+network on Fashion-MNIST is ours, not the paper's.
 """
 
 from __future__ import annotations
