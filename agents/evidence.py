@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from agents.evaluation import SETTING
 from agents.promises import Claim, claims
 from agents.replays import MEAN_PATH, REPLAY, control_name
 from agents.statistics import interquartile_mean, pooled_interquartile_mean, stratified_interval, top_shares
@@ -123,13 +124,17 @@ def overall(results: Sequence[PartResult]) -> list[Pooled]:
 class OpenLoop:
     """One control of one policy in one part: what the policy's rates are worth on a run they were not chosen on.
 
-    :param log_ratio: interquartile mean of ln(the control's test loss / the policy's of the same setting and seed);
-        above 0 the policy gains by looking at the run
+    A path holds the rates of updates that the guard undid, too, and a replay makes these for good. So the guard's part
+    is told apart: ``calm`` is of initial rates from which no run of the policy was rolled back.
+
+    :param log_ratio: interquartile mean of ln(the control's test loss / the policy's from the same initial rate with
+        the same seed); above 0 the policy gains by looking at the run
     """
 
     part: str
     policy: str
     control: str
+    calm: bool
     log_ratio: float
     low: float
     high: float
@@ -137,19 +142,29 @@ class OpenLoop:
 
 
 def open_loops(result: PartResult) -> list[OpenLoop]:
-    """Return the controls of a part's policies."""
-    scores, made = Scores(result), []
+    """Return the controls of a part's policies, over all initial rates and over calm ones.
+
+    Initial rates from which a run has no control are left out: ``runs`` says how many are compared.
+    """
+    assert result.evaluation is not None
+    runs, made = result.evaluation.runs, []
+    stratum = [*SETTING, "initial_lr"]
     for policy in result.policies:
+        own = runs[runs.controller == policy]
         for control in (REPLAY, MEAN_PATH):
-            name = control_name(policy, control)
-            if name not in scores.methods:
+            other = runs[runs.controller == control_name(policy, control)]
+            pairs = own.merge(other, on=[*stratum, "seed"], suffixes=("", "_other")).sort_values([*stratum, "seed"])
+            if pairs.empty:
                 continue
-            own, other = (scores.loss[:, [scores.methods.index(item)]] for item in (policy, name))
             with np.errstate(invalid="ignore"):
-                logs = np.log(other / own)
-            mean, (low, high) = interquartile_mean(logs), stratified_interval(logs, interquartile_mean)
-            runs = int((scores.evaluation.runs.controller == name).sum())
-            made.append(OpenLoop(result.name, policy, control, float(mean[0]), float(low[0]), float(high[0]), runs))
+                pairs["log_ratio"] = np.log(pairs.test_loss_other / pairs.test_loss)
+            whole = pairs.groupby(stratum, sort=False).filter(lambda one: len(one) == result.protocol.seeds)
+            quiet = whole.groupby(stratum, sort=False).filter(lambda one: one.rollbacks.sum() == 0)
+            for calm, part in ((False, whole), (True, quiet)):
+                logs = part.log_ratio.to_numpy().reshape(-1, 1, result.protocol.seeds)
+                mean, (low, high) = interquartile_mean(logs), stratified_interval(logs, interquartile_mean)
+                figures = float(mean[0]), float(low[0]), float(high[0])
+                made.append(OpenLoop(result.name, policy, control, calm, *figures, len(part)))
     return made
 
 

@@ -33,7 +33,7 @@ def draw_relative_rates(path: Path, result: PartResult) -> list[Path]:
 
     anchors = best_schedules(evaluation.tuned[evaluation.tuned.controller.isin(evaluation.references)])
     groups = list(evaluation.runs.groupby(SETTING, sort=False))
-    columns = min(_COLUMNS, len(groups))
+    columns = 2 if len(groups) in (2, 4) else min(_COLUMNS, len(groups))
     rows = math.ceil(len(groups) / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(max(6.5, 4.2 * columns), 3.5 * rows + 0.9), layout="constrained", squeeze=False

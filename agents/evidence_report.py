@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from agents.comparison import compare
-from agents.evidence import Evidence, Standing
+from agents.evidence import Evidence, OpenLoop, Standing
 from agents.evidence_plots import draw_relative_rates
 from agents.promises import Claim
 from agents.report import plain_json, write_results
@@ -110,21 +110,12 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
         lines += ["## Does the state matter?", ""]
         lines += [
             "A policy's rates on other seeds' runs, applied open loop: ln(test loss / the policy's with that seed and "
-            "initial rate), interquartile mean. Above 0 the policy gains by looking at the run.",
+            "initial rate), interquartile mean. Above 0 the policy gains by looking at the run. Open loop, updates "
+            "that the guard undid are made for good; *calm*: initial rates from which no run was rolled back.",
             "",
         ]
-        rows = [
-            [
-                item.part,
-                item.policy,
-                item.control,
-                _number(item.log_ratio),
-                _interval(item.low, item.high),
-                str(item.runs),
-            ]
-            for item in found.open_loops
-        ]
-        lines += _table(["part", "policy", "control", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2))
+        rows = [_loop_cells(item) for item in found.open_loops]
+        lines += _table(["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3))
     lines += ["## Failures", ""]
     lines += [f"- {line}" for line in found.failures] or ["No run was lost."]
     lines += ["", "## Compute", ""]
@@ -170,6 +161,18 @@ def _standing_cells(item: Standing) -> list[str]:
         f"{item.collapsed}/{item.runs}",
         f"{item.cost:.1f}",
         f"{item.evaluations:.1f}",
+    ]
+
+
+def _loop_cells(item: OpenLoop) -> list[str]:
+    return [
+        item.part,
+        item.policy,
+        item.control,
+        "calm" if item.calm else "all",
+        _number(item.log_ratio),
+        _interval(item.low, item.high),
+        str(item.runs),
     ]
 
 

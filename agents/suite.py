@@ -157,7 +157,12 @@ class PreparedPart:
             shared = {"cache": cache, "checkpoints": checkpoints}
             evaluation = evaluate(self.controllers, tasks, self.protocol, progress, **shared)  # type: ignore[arg-type]
             if self.part.replays:
-                evaluation = with_replays(evaluation, self.controllers, tasks, self.protocol, progress, **shared)  # type: ignore[arg-type]
+                before = len(evaluation.runs)
+
+                def further(done: int, total: int) -> None:
+                    progress(before + done, before + total)
+
+                evaluation = with_replays(evaluation, self.controllers, tasks, self.protocol, further, **shared)  # type: ignore[arg-type]
             trivial = {task.name: trivial_loss(task) for task in tasks}
         policies = {
             item.name: str(getattr(item, "trained_on", "unknown")) for item in self.controllers if starts_anywhere(item)
