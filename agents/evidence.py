@@ -91,7 +91,7 @@ def standings(result: PartResult) -> list[Standing]:
 
 @dataclass(frozen=True)
 class Pooled:
-    """One method over all parts that promise something.
+    """One method over the parts of :func:`overall`.
 
     :param log_ratio: see :class:`Standing`
     :param collapsed: runs that learned nothing, of ``runs``
@@ -106,8 +106,10 @@ class Pooled:
 
 
 def overall(results: Sequence[PartResult]) -> list[Pooled]:
-    """Return the methods that are in every part that promises something and was run, over all of these."""
+    """Return the methods that are in every part that promises something and has all the schedules there are."""
     parts = [Scores(result) for result in results if result.part.promise and result.evaluation is not None]
+    schedules = {name for part in parts for name in part.evaluation.references}
+    parts = [part for part in parts if part.evaluation.references == schedules]
     if not parts:
         return []
     names = [name for name in parts[0].methods if all(name in part.methods for part in parts)]

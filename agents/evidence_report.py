@@ -100,7 +100,12 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
         lines += _part_lines(result, [item for item in found.standings if item.part == result.name])
     lines += [_LEGEND, ""]
     if found.overall:
-        lines += ["## All parts that promise something", ""]
+        lines += [
+            "## Overall",
+            "",
+            "Parts that promise something and have all the schedules; methods in all of them.",
+            "",
+        ]
         rows = [
             [item.controller, _number(item.log_ratio), _interval(item.low, item.high), f"{item.collapsed}/{item.runs}"]
             for item in found.overall
