@@ -47,7 +47,7 @@ def draw_relative_rates(path: Path, result: PartResult) -> list[Path]:
         row[0].set_ylabel("test loss")
     figure.supxlabel("initial learning rate / tuned rate of the schedule that is best on the reward split", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4 * columns), fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=5 if columns < 3 else len(labels), fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return [path]
