@@ -1,9 +1,13 @@
-"""Compare controllers: ``python evaluate.py [name=... task=[...] controller=[...] policy=[...] seeds=...]``."""
+"""Compare controllers: ``python evaluate.py [name=... task=[...] controller=[...] policy=[...] seeds=...]``.
+
+Or run a whole suite of comparisons: ``python evaluate.py suite=evidence policy=FOLDER``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -12,6 +16,8 @@ from agents.command import launch, plain, use_data_root
 from agents.comparison import compare, hindsight
 from agents.controllers import make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, evaluate
+from agents.evidence import Evidence, evidence
+from agents.evidence_report import claims_table, write_evidence, write_part
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
 from agents.results_cache import ResultsCache
@@ -19,23 +25,65 @@ from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
 from agents.shares import shares, shares_tables, write_shares
 from agents.stopping import stopping_at_once
+from agents.suite import Suite, prepare
 from agents.sweep import RunCheckpoints
 from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite")
 
 
-def run(config: DictConfig) -> Evaluation:
-    """Evaluate as the configuration says, print the comparison and write it under outputs/NAME."""
+def run(config: DictConfig) -> Evaluation | Evidence:
+    """Evaluate as the configuration says, a suite if it names one."""
     content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
+    suite = build(Suite, content["suite"], "suite")
     use_data_root(content["data_root"])
+    return run_suite(content, suite, settings) if suite.parts else run_comparison(content, settings)
+
+
+def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig) -> Evidence:
+    """Run a suite, print its promises and write its evidence under outputs/NAME.
+
+    :param content: the configuration
+    :param settings: its protocol, for what the suite's parts leave open
+    """
+    parts = prepare(suite, settings, content["task"], content["controller"])
+    folder = prepare_folder(Path("outputs") / content["name"])
+    cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
+    checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
+    about = {"config": content, "versions": dict(versions())}
+    console, results = Console(), []
+    with stopping_at_once():
+        for part in parts:
+            names = ", ".join(c.name for c in part.controllers), ", ".join(t.name for t in part.tasks)
+            console.print(f"{part.name}: {names[0]} on {names[1]}.")
+            with ProgressBar(part.name, "training runs", console) as bar:
+                result = part.run(bar.update, cache, checkpoints)
+            for name, why in result.left_out.items():
+                console.print(f"{part.name}: {name} is left out. {why}", style="bold", markup=False)
+            results.append(result)
+            write_part(folder / part.name, result, about)
+            found = evidence(results)
+            written = write_evidence(folder, results, found, about)  # what is known so far
+    checkpoints.clear()
+    console.print(claims_table(found.claims))
+    for path in written:
+        console.print(f"wrote {path}")
+    return found
+
+
+def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evaluation:
+    """Evaluate, print the comparison and write it under outputs/NAME.
+
+    :param content: the configuration
+    :param settings: its protocol
+    """
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
     trained_on = {item.name: item.trained_on for item in controllers if hasattr(item, "trained_on")}
-    folder = prepare_folder(Path("outputs") / config.name)
+    folder = prepare_folder(Path("outputs") / content["name"])
     cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
     checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     console = Console()

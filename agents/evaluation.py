@@ -100,6 +100,8 @@ class EvaluationConfig:
     :param widen: how often a grid may grow at an edge where the best rate lies
     :param initial_rates: for each optimizer, the rates policies start from; where there are none, 9 rates over the
         task's own range
+    :param relative_rates: the rates policies start from, as multiples of the tuned rate of the schedule that is best on
+        the reward split, in each setting; they take the place of ``initial_rates``. Schedules are tuned first then
     :param device: where to train
     :param engine: what the workers are
     :param checkpoint: when the state of a run under way is written
@@ -113,6 +115,7 @@ class EvaluationConfig:
     grids: dict[str, Grid | None] = field(default_factory=dict)
     widen: int = 3
     initial_rates: dict[str, InitialRates | None] = field(default_factory=dict)
+    relative_rates: tuple[float, ...] | None = None
     device: str = "cpu"
     engine: EngineConfig = PROCESSES
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=300.0, keep=2))
@@ -123,6 +126,8 @@ class EvaluationConfig:
             require_positive("budget", budget)
         for percent in self.budget_percents or ():
             require_positive("a percentage of budget_percents", percent)
+        for factor in self.relative_rates or ():
+            require_positive("a multiple of relative_rates", factor)
         if self.budget_percents and len(self.budgets or ()) > 1:
             raise InvalidSettingError(
                 f"budget_percents is given with budgets {list(self.budgets or ())}; expected one budget beside it, the "
@@ -166,6 +171,7 @@ class Evaluation:
     :param references: names of the tuned fixed schedules, the best of which others are measured against
     :param own_rates: names of the controllers that ignore the initial rate
     :param percents: by task and budget, the percentage of a full run it was asked for as; empty where no budget was
+    :param failures: by row, why a run was lost again and again; its losses are infinite
     """
 
     runs: pd.DataFrame
@@ -175,6 +181,7 @@ class Evaluation:
     references: frozenset[str] = frozenset()
     own_rates: frozenset[str] = frozenset()
     percents: dict[tuple[str, int], float] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -188,13 +195,22 @@ def evaluate(
 ) -> Evaluation:
     """Run every controller on every task, optimizer and budget.
 
+    With ``relative_rates`` schedules are tuned first, and what starts from any rate is run after them.
+
     :param progress: called with the runs done and the runs known to be needed
     :param report: measure the test split too
     :param cache: results of earlier runs, which are not run again
     :param checkpoints: where runs under way are kept, see :func:`agents.sweep.run_jobs`
-    :raises InvalidSettingError: before any run, if a controller cannot run a setting
+    :raises InvalidSettingError: before any run, if a controller cannot run a setting, or ``relative_rates`` are given
+        and no schedule is
     """
     require_different_names(tasks)
+    later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
+    if later and not any(controller.is_schedule for controller in controllers):
+        raise InvalidSettingError(
+            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at "
+            "least one, whose tuned rate they multiply, or relative_rates: null."
+        )
     budgets = {task.name: config.budgets_of(task) for task in tasks}
     settings = [
         (task, optimizer, budget)
@@ -214,7 +230,8 @@ def evaluate(
     jobs: list[Job] = []
     for setting in settings:
         for controller in controllers:
-            jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
+            if controller not in later:
+                jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
     rows: list[dict[str, Any]] = []
     total, finished = 0, count(1)
 
@@ -234,10 +251,18 @@ def evaluate(
                         jobs += runs_of(controller, setting, more)
         if not jobs:
             break
-    runs = runs_frame(rows)
+    tuned = tune(of(runs_frame(rows), [controller for controller in controllers if controller.tuned]))
+    if later:
+        best = best_schedules(of(tuned, [controller for controller in controllers if controller.is_schedule]))
+        for setting in settings:
+            rate = float(best.tuned_lr[(setting[0].name, *setting[1:])])
+            for controller in later:
+                jobs += runs_of(controller, setting, relative_to(rate, config.relative_rates or (), controller))
+        total = len(rows) + len(jobs)
+        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
     return Evaluation(
-        runs,
-        tune(runs[runs.controller.isin([controller.name for controller in controllers if controller.tuned])]),
+        runs_frame(rows),
+        tuned,
         [row["path"] for row in rows],
         {task.name: task.higher_is_better for task in tasks},
         references=frozenset(controller.name for controller in controllers if controller.is_schedule),
@@ -248,7 +273,32 @@ def evaluate(
             for budget, percent in own.items()
             if not math.isnan(percent)
         },
+        failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
     )
+
+
+def starts_anywhere(controller: Controller) -> bool:
+    """Return whether a controller is run from each of several initial rates, as policies are."""
+    return not (controller.tuned or controller.own_rate)
+
+
+def of(table: pd.DataFrame, controllers: Sequence[Controller]) -> pd.DataFrame:
+    """Return the rows of some controllers."""
+    return table[table.controller.isin([controller.name for controller in controllers])]
+
+
+def best_schedules(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of the controller with the lowest mean loss on the reward split in each setting, indexed by it.
+
+    :param tuned: rows of :func:`tune`, of schedules
+    """
+    return tuned.loc[tuned.groupby(SETTING, sort=False).reward_loss.idxmin()].set_index(SETTING)
+
+
+def relative_to(rate: float, factors: Sequence[float], controller: Controller) -> list[float]:
+    """Return multiples of a rate, ascending, each within the bounds of what a controller can start from."""
+    low, high = controller.rate_bounds
+    return sorted({min(max(factor * rate, low), high) for factor in factors})
 
 
 def require_different_names(tasks: Sequence[Task]) -> None:

@@ -102,16 +102,16 @@ def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about
         "tuned": evaluation.tuned.to_dict(orient="records"),
         **about,
     }
-    summary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False), encoding="utf-8")
+    summary.write_text(json.dumps(plain_json(content), indent=2, allow_nan=False), encoding="utf-8")
     return [results, summary, table, *_plots(folder, evaluation, lines)]
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None stands for them."""
+def plain_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: it has no NaN and no infinity, None stands for them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

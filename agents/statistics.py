@@ -11,7 +11,7 @@ beside pandas 3, so both are built on scipy and numpy here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -57,6 +57,45 @@ def stratified_interval(
     # inverted_cdf interpolates nothing, so infinite values among the resamples give no NaN
     low, high = np.quantile(values, [tail, 1.0 - tail], axis=0, method="inverted_cdf")
     return low, high
+
+
+def pooled_interquartile_mean(
+    parts: Sequence[np.ndarray], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each method's interquartile mean over parts of different numbers of seeds, and its interval.
+
+    Seeds are drawn anew within each setting, as in :func:`stratified_interval`.
+
+    :param parts: float (settings, methods, seeds) each, of the same methods
+    :return: means, lower and upper ends, float (methods,) each; ends are NaN where a part has fewer than 2 seeds
+    """
+    from scipy.stats import trim_mean
+
+    def statistic(drawn: Sequence[np.ndarray]) -> np.ndarray:
+        flat = [_worst_if_nan(part).swapaxes(0, 1).reshape(part.shape[1], -1) for part in drawn]
+        return np.asarray(trim_mean(np.concatenate(flat, axis=1), 0.25, axis=1))
+
+    def draw(rng: np.random.Generator) -> list[np.ndarray]:
+        return [np.take_along_axis(p, rng.integers(p.shape[2], size=(len(p), 1, p.shape[2])), axis=2) for p in parts]
+
+    means = statistic(parts)
+    if min(part.shape[2] for part in parts) < 2:
+        return means, np.full_like(means, math.nan), np.full_like(means, math.nan)
+    rng, tail = np.random.default_rng(seed), (1.0 - confidence) / 2.0
+    values = [statistic(draw(rng)) for _ in range(resamples)]
+    low, high = np.quantile(values, [tail, 1.0 - tail], axis=0, method="inverted_cdf")
+    return means, low, high
+
+
+def share_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share (Clopper and Pearson, 1934), which is not empty for a count of 0.
+
+    Runs count as independent of each other.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def top_shares(scores: np.ndarray, k: int) -> np.ndarray:

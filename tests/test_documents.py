@@ -40,6 +40,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/performance.md",
         "docs/resuming.md",
         "docs/cluster.md",
+        "docs/evidence.md",
         "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",

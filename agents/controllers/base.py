@@ -200,6 +200,11 @@ class Controller(ABC):
 
     name: str
 
+    @property
+    def rate_bounds(self) -> tuple[float, float]:
+        """Lowest and highest rate that a run may start from."""
+        return 0.0, math.inf
+
     @abstractmethod
     def start(self, episode: Episode) -> Session:
         """Begin a training run under this controller."""

@@ -65,6 +65,12 @@ class PolicyController(Controller):
         tasks = self.network.config.training.get("tasks")
         return tasks if tasks and isinstance(tasks, str) else UNKNOWN
 
+    @property
+    def rate_bounds(self) -> tuple[float, float]:
+        """Lowest and highest rate of the policy's decisions."""
+        decision = self.network.config.decision
+        return decision.min_lr, decision.max_lr
+
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
         return _PolicySession(new_run(episode), episode, self.network, self.guard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 import torch
@@ -43,7 +44,7 @@ class ScheduleFreeController(Controller):
     def __post_init__(self) -> None:
         require_share("warmup", self.warmup)
 
-    def start(self, episode: Episode) -> Session:
+    def start(self, episode: Episode) -> _ScheduleFreeSession:
         """Begin a training run.
 
         :raises MissingPackageError: if ``schedulefree`` is not installed
@@ -58,12 +59,32 @@ class ScheduleFreeController(Controller):
         return _ScheduleFreeSession(run, episode.budget, warmup, self.batch_norm_batches)
 
 
+@dataclass(frozen=True)
+class DefaultScheduleFreeController(ScheduleFreeController):
+    """The same from the rate that the package has as its default (1.0 for SGD, 2.5e-3 for AdamW): nothing is tuned."""
+
+    kind: ClassVar[str] = "schedule-free-default"
+    tuned: ClassVar[bool] = False
+    own_rate: ClassVar[bool] = True
+
+    def start(self, episode: Episode) -> _ScheduleFreeSession:
+        """Begin a training run; of the episode's rate only the ratios of parameter groups' rates to it are of use."""
+        session = super().start(episode)
+        session.start_from(float(signature(type(session.run.optimizer)).parameters["lr"].default))
+        return session
+
+
 class _ScheduleFreeSession(Session):
     def __init__(self, run: TrainingRun, budget: int, warmup: int, batches: int) -> None:
         super().__init__(run, budget)
         self._optimizer = cast(Any, run.optimizer)  # has train() and eval() beside PyTorch's interface
         self._optimizer.train()
         self._initial, self._warmup, self._batches = float(run.optimizer.param_groups[0]["lr"]), warmup, batches
+
+    def start_from(self, rate: float) -> None:
+        """Take another initial rate, before the first update."""
+        self._initial = rate
+        self.set_rate(rate)
 
     def before_update(self) -> None:
         """Note the rate, which the optimizer warms up by itself."""
