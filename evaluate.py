@@ -14,6 +14,7 @@ from agents.controllers import make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, evaluate
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
+from agents.reports import chosen_reports, write_reports
 from agents.results_cache import ResultsCache
 from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
@@ -24,13 +25,14 @@ from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "report")
 
 
 def run(config: DictConfig) -> Evaluation:
     """Evaluate as the configuration says, print the comparison and write it under outputs/NAME."""
     content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
+    reports = chosen_reports(content["report"])
     use_data_root(content["data_root"])
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
@@ -56,6 +58,7 @@ def run(config: DictConfig) -> Evaluation:
         written += write_transfer(folder, cells)
     if standing:
         written += write_shares(folder, standing)
+    written += write_reports(reports, folder, evaluation, lines, cells, about)
     for table in tables(lines):
         console.print(table)
     console.print(
