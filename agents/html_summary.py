@@ -112,7 +112,7 @@ def _policies(lines: Sequence[Line], cells: Sequence[Cell]) -> list[str]:
                 f"{start} is better than the best tuned schedule, or within {CLOSE - 1:.0%} of it, in "
                 f"{(ratios <= CLOSE).sum()} of {len(ratios)} settings; its mean test loss over the schedule's is "
                 f"{ratios.min():.3f} at best, {np.median(ratios):.3f} in the median and "
-                f"{_ratio(ratios.max())} at worst."
+                f"{f'{ratios.max():.3f}' if math.isfinite(ratios.max()) else 'infinite'} at worst."
             )
         worst = max((line for line in single if not math.isnan(line.ratio)), key=lambda line: line.ratio)
         where = f" on {worst.task} with {worst.optimizer}, {worst.budget} updates" if len(known) > 1 else ""

@@ -65,7 +65,9 @@ def draw_layer_graph(
         drawing, positions, ax=axis, node_size=radius, arrowsize=9, width=0.8, connectionstyle="arc3,rad=0.12"
     )
     for number, name in enumerate(labels):
-        axis.annotate(name, positions[number], (8, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.annotate(
+            name, positions[number], (8, 0), textcoords="offset points", va="center", fontsize=7, parse_math=False
+        )
     if values is not None:
         axis.figure.colorbar(nodes, ax=axis, shrink=0.7).set_label(label, fontsize=8)
     elif used:

@@ -15,6 +15,7 @@ import numpy as np
 from gns.decision_config import DecisionConfig
 from gns.errors import GNSError, StateError
 from gns.features import get_schema
+from gns.layer_graph import NODE_TYPES, LayerGraph
 from gns.policy_files import parse_json, shown
 from gns.scheduler_history import DecisionRecord, RunHistory
 from gns.scheduler_state import graph_from_plain, plain_graph
@@ -62,6 +63,8 @@ def load_history(path: str | Path) -> RunHistory:
     if path.is_dir():
         path = path / FILE
     try:
+        if path.exists() and not path.is_file():
+            raise StateError(f"{path} is no regular file; expected one that scheduler.save_history wrote.")
         if path.stat().st_size > MAX_BYTES:
             raise StateError(f"{path} has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,} for a history.")
         content = path.read_bytes()
@@ -103,7 +106,7 @@ def _history(plain: dict[str, Any]) -> RunHistory:
         raise ValueError("it has no records")
     if any(one.update > other.update for one, other in pairwise(records)):
         raise ValueError("its records are not in order")
-    graph = None if plain["graph"] is None else graph_from_plain(plain["graph"])
+    graph = None if plain["graph"] is None else _graph(plain["graph"])
     width, layers = len(get_schema(decision.features).node), {}
     for number, values in plain["layers"]:
         layers[_whole(number, "the number of a record")] = array = np.array(values, dtype=np.float32)
@@ -115,6 +118,23 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     history = RunHistory(budget, decision, rates, records, graph, layers)
     history.rate_path()  # raises where rates are out of bounds
     return history
+
+
+def _graph(plain: dict[str, Any]) -> LayerGraph:
+    graph = graph_from_plain(plain)
+    count = len(graph.names)
+    texts = [*graph.names, *(name for names in graph.parameters for name in names)]
+    if not all(isinstance(text, str) for text in texts) or not set(graph.types) <= set(NODE_TYPES):
+        raise ValueError("names or types of its layers are none")
+    if not len(graph.types) == len(graph.parameters) == len(graph.depths) == count > 0:
+        raise ValueError("its layer graph has lists of different lengths")
+    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not np.isfinite(graph.depths).all():
+        raise ValueError("sizes or depths of its layers are none")
+    for size in graph.tensor_sizes:
+        _whole(size, "the size of a parameter")
+    if graph.edges.size and not 0 <= graph.edges.min() <= graph.edges.max() < count:
+        raise ValueError("an edge of its layer graph leads nowhere")
+    return graph
 
 
 def _record(plain: dict[str, Any], budget: int) -> DecisionRecord:

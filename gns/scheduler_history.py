@@ -28,6 +28,7 @@ READABLE: dict[str, tuple[str, float, float]] = {
 }
 KINDS = ("rates", "layers", "graph")
 DEFAULT_FEATURE = "log_update_over_weight"
+POINTS = 10_000  # of a rate path
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class RunHistory:
     # ------------------------------------------------------------------ figures
 
     def rate_path(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the updates from the first record on and the rate of each, to the last bit those that were applied.
+        """Return updates from the first record on and the rate of each, to the last bit those that were applied.
+
+        Every update, or of a run of more than :data:`POINTS` some of each interval, its first and last among them.
 
         :return: int (n,), numbers of updates, and float (n,), rates of the first parameter group; up to the end of the
             last interval, whether its updates were made yet or not
@@ -86,20 +89,24 @@ class RunHistory:
         """
         self.require_records()
         control = RateControl(self.budget, self.decision, list(self.initial_lrs))
-        fresh = control.state_dict()
+        memory = control.state_dict()["memory"]
+        share = max(2, POINTS // len(self.records))
         updates, rates = [], []
         for number, record in enumerate(self.records):
             last = number + 1 == len(self.records)
             end = min(record.update + control.interval, self.budget) if last else self.records[number + 1].update
             count = max(end - record.update, 0)
-            updates.append(np.arange(record.update, record.update + count))
-            if record.scale is None:
-                rates.append(np.full(count, record.learning_rate))
-                continue
-            memory = fresh["memory"] | {"update": record.update, "scale": record.scale}
-            control.load_state_dict(fresh | {"memory": memory})
-            rates.append(control.rates(count))
-        return np.concatenate(updates), np.concatenate(rates)
+            for update in np.unique(
+                np.linspace(record.update, end - 1, min(count, share)).round().astype(int)
+            ).tolist():
+                rate = record.learning_rate
+                if record.scale is not None:
+                    own = memory | {"update": update, "scale": record.scale}
+                    control.load_state_dict({"memory": own, "initial_lrs": self.initial_lrs})
+                    rate = control.learning_rate
+                updates.append(update)
+                rates.append(rate)
+        return np.array(updates, dtype=np.int64), np.array(rates)
 
     def losses(self) -> list[tuple[int, int, float]]:
         """Return the mean training loss of each interval that is known: its first update, the one after it, the loss.

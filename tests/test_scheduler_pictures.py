@@ -4,6 +4,7 @@ import io
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -54,7 +55,7 @@ class Run:
             decided, rate = len(self.scheduler.history), self.optimizer.param_groups[0]["lr"]
             counted = self.scheduler.last_epoch
             self.optimizer.step()
-            told = 1e6 if number == bad else float(loss)
+            told = 1e6 if number == bad else float(loss.detach())
             self.scheduler.step(told)
             if len(self.scheduler.history) > decided:
                 self.update_over_weight.append(math.log10(rate * rms[1] / rms[0]))
@@ -92,6 +93,14 @@ def test_the_rates_drawn_are_those_applied_to_the_last_bit(mode, bounds):
     run = Run(mode, **bounds).train()
     updates, rates = run.scheduler.run_history().rate_path()
     assert updates.tolist() == list(range(T)) and rates.tolist() == run.rates and len(set(run.rates)) > 1
+
+
+def test_the_path_of_a_long_run_has_a_bounded_number_of_points():
+    run = Run().train(end=1)
+    history = replace(run.scheduler.run_history(), budget=10**9)
+    updates, rates = history.rate_path()
+    assert len(updates) == 10_000 and updates[0] == 0 and updates[-1] == history.decision.interval(10**9) - 1
+    assert rates[0] == run.rates[0] and (np.diff(rates) < 0).all()
 
 
 def test_rates_and_losses_around_a_rollback():
@@ -278,6 +287,11 @@ def test_a_history_is_read_back_as_it_was(run, tmp_path):
         ({"records": {"rollback": 1}}, "not true or false"),
         ({"records": {"more": 1}}, "unexpected keyword"),
         ({"graph": 3}, "TypeError"),
+        ({"graph": {"edges": [[0], [3]]}}, "an edge of its layer graph"),
+        ({"graph": {"types": ["x", "linear", "linear"]}}, "names or types"),
+        ({"graph": {"names": ["a", 1, "b"]}}, "names or types"),
+        ({"graph": {"depths": [0.0]}}, "different lengths"),
+        ({"budget": 10**400}, "OverflowError"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_reason(run, tmp_path, change, message):
@@ -285,8 +299,9 @@ def test_a_damaged_file_is_refused_with_the_reason(run, tmp_path, change, messag
     plain = json.loads(path.read_text())
     if isinstance(change.get("records"), dict):
         plain["records"][-1].update(change["records"])
-    elif "decision" in change:
-        plain["decision"].update(change["decision"])
+    elif isinstance(change.get("graph"), dict) or "decision" in change:
+        for name, values in change.items():
+            plain[name].update(values)
     else:
         plain.update(change)
     path.write_text(json.dumps(plain))
