@@ -5,6 +5,7 @@ Or run a whole suite of comparisons: ``python evaluate.py suite=evidence policy=
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from rich.console import Console
 
 from agents.command import launch, plain, use_data_root
 from agents.comparison import compare, hindsight
-from agents.controllers import make_controllers
+from agents.controllers import Controller, make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, evaluate
 from agents.evidence import Evidence, evidence
 from agents.evidence_report import claims_table, write_evidence, write_part
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
+from agents.reports import chosen_reports, write_reports
 from agents.results_cache import ResultsCache
 from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
@@ -31,7 +33,7 @@ from agents.training import versions
 from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite", "report")
 
 
 def run(config: DictConfig) -> Evaluation | Evidence:
@@ -39,6 +41,7 @@ def run(config: DictConfig) -> Evaluation | Evidence:
     content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
     suite = build(Suite, content["suite"], "suite")
+    chosen_reports(content["report"])  # before any run
     use_data_root(content["data_root"])
     return run_suite(content, suite, settings) if suite.parts else run_comparison(content, settings)
 
@@ -54,6 +57,7 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
     cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
     checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     about = {"config": content, "versions": dict(versions())}
+    reports = chosen_reports(content["report"])
     console, results = Console(), []
     with stopping_at_once():
         for part in parts:
@@ -65,6 +69,9 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
                 console.print(f"{part.name}: {name} is left out. {why}", style="bold", markup=False)
             results.append(result)
             write_part(folder / part.name, result, about)
+            if result.evaluation is not None:
+                lines, cells = compare(result.evaluation), transfer(result.evaluation, trained_on(part.controllers))
+                write_reports(reports, folder / part.name, result.evaluation, lines, cells, about)
             found = evidence(results)
             written = write_evidence(folder, results, found, about)  # what is known so far
     checkpoints.clear()
@@ -72,6 +79,11 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
     for path in written:
         console.print(f"wrote {path}")
     return found
+
+
+def trained_on(controllers: Sequence[Controller]) -> dict[str, str]:
+    """Return what each policy among controllers was trained on, by the controller's name."""
+    return {item.name: item.trained_on for item in controllers if hasattr(item, "trained_on")}
 
 
 def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evaluation:
@@ -82,7 +94,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
     """
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
-    trained_on = {item.name: item.trained_on for item in controllers if hasattr(item, "trained_on")}
+    homes = trained_on(controllers)
     folder = prepare_folder(Path("outputs") / content["name"])
     cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
     checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
@@ -91,7 +103,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
     with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
         evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
     checkpoints.clear()
-    lines, cells = compare(evaluation), transfer(evaluation, trained_on)
+    lines, cells = compare(evaluation), transfer(evaluation, homes)
     standing = shares(evaluation) if evaluation.percents else []
     about = {
         "transfer": [asdict(cell) for cell in cells],
@@ -104,6 +116,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
         written += write_transfer(folder, cells)
     if standing:
         written += write_shares(folder, standing)
+    written += write_reports(chosen_reports(content["report"]), folder, evaluation, lines, cells, about)
     for table in tables(lines):
         console.print(table)
     console.print(
@@ -114,7 +127,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
         for table in shares_tables(standing):
             console.print(table)
         console.print(SHARES_LEGEND, highlight=False)
-    if cells and (len(trained_on) > 1 or len(tasks) > 1):
+    if cells and (len(homes) > 1 or len(tasks) > 1):
         for table in transfer_tables(cells):
             console.print(table)
         console.print(LEGEND, highlight=False)

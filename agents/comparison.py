@@ -73,20 +73,21 @@ def compare(evaluation: Evaluation) -> list[Line]:
         for name, rate, part, paid in chosen:
             by_seed = part.groupby("seed").test_loss.mean().to_numpy()
             low, high = bootstrap_interval(by_seed)
+            mean = part.test_loss.mean()
             results = len(part) if math.isnan(rate) else part.seed.nunique()
             lines.append(
                 Line(
                     **dict(zip(SETTING, setting, strict=True)),
                     controller=name,
                     initial_lr=rate,
-                    test_loss=float(part.test_loss.mean()),
+                    test_loss=float(mean),
                     low=low,
                     high=high,
                     deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
                     metric=str(part.metric.iloc[0]),
                     test_metric=float(part.test_metric.mean(skipna=False)),
                     metrics=mean_metrics(part),
-                    ratio=float(part.test_loss.mean() / best),
+                    ratio=float(mean / best) if math.isfinite(best) else math.nan,
                     runs=len(paid) // results,
                     cost=float((paid.updates + paid.search_updates).sum() / results / setting[-1]),
                     rollbacks=float(part.rollbacks.mean()),

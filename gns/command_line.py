@@ -1,4 +1,4 @@
-"""The command line, ``python -m gns``: ``inspect`` a policy, ``plan`` a schedule.
+"""The command line, ``python -m gns``: ``inspect`` a policy or a run, ``plan`` a schedule.
 
 What went wrong is one line on standard error, with the error's name; the exit status is 0 if all is well, 1 if not, and
 2 for arguments that cannot be read. Standard output holds the result alone.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gns.errors import GNSError, InvalidSettingError
+from gns.scheduler_history import DEFAULT_FEATURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +48,23 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         parents=[common],
-        help="say what a policy is, and whether it can be used",
-        description="Say what a policy is and what it was trained on, and check its files. Nothing is unpickled. "
-        "Exit status 1 if it cannot be used.",
+        help="say what a policy is, and whether it can be used; or draw what one did to a run",
+        description="Say what a policy is and what it was trained on, and check its files: exit status 1 if it cannot "
+        "be used. Or print and draw the decisions of a run whose history a scheduler saved. Nothing is unpickled.",
     )
-    inspect.add_argument("policy", metavar="POLICY", help="folder or Hub id")
+    inspect.add_argument(
+        "source", metavar="POLICY|RUN", help="folder or Hub id of a policy; or a history: its file, or its folder"
+    )
+    inspect.add_argument("--pictures", metavar="FOLDER", help="of a run: where its pictures go; beside it by default")
+    inspect.add_argument(
+        "--feature",
+        metavar="NAME",
+        default=DEFAULT_FEATURE,
+        help=f"of layers, to be drawn; {DEFAULT_FEATURE} by default",
+    )
+    inspect.add_argument(
+        "--decision", type=int, default=-1, metavar="N", help="that the layer graph is drawn at, from 0; -1: the last"
+    )
 
     plan = commands.add_parser(
         "plan",
@@ -101,15 +114,29 @@ def _check_together(parser: argparse.ArgumentParser, given: argparse.Namespace) 
 
 
 def _inspect(given: argparse.Namespace) -> int:
+    from gns.history_files import is_history
     from gns.inspect_policy import inspect_policy, print_policy
 
-    report, problem = inspect_policy(given.policy, given.revision)
+    if is_history(given.source):
+        return _inspect_history(given)
+    report, problem = inspect_policy(given.source, given.revision)
     if given.json:
         _print_json(report)
     elif "folder" in report:
         print_policy(report)
     if problem is not None:
         raise problem
+    return 0
+
+
+def _inspect_history(given: argparse.Namespace) -> int:
+    from gns.inspect_history import inspect_history, print_history
+
+    report = inspect_history(given.source, given.pictures, given.feature, given.decision)
+    if given.json:
+        _print_json(report)
+    else:
+        print_history(report)
     return 0
 
 

@@ -14,13 +14,22 @@ TYPE_COLOURS = dict(
 )
 
 
-def draw_layer_graph(graph: LayerGraph, axis: Any = None, level: str = "layer", max_labels: int = 40) -> Any:
+def draw_layer_graph(
+    graph: LayerGraph,
+    axis: Any = None,
+    level: str = "layer",
+    max_labels: int = 40,
+    values: np.ndarray | None = None,
+    label: str = "",
+) -> Any:
     """Draw a layer graph with networkx and matplotlib, inputs at the top.
 
     :param graph: the graph
     :param axis: matplotlib axes; new ones by default
     :param level: ``"layer"`` or ``"block"``
     :param max_labels: write names beside the nodes of graphs up to this size
+    :param values: a number for each node, (L,) or (B,), that colours it; None: layers have the colour of their type
+    :param label: what the numbers are
     :return: the axes
     """
     import networkx as nx
@@ -43,20 +52,25 @@ def draw_layer_graph(graph: LayerGraph, axis: Any = None, level: str = "layer", 
     rows, row_sizes = np.unique(depths, return_counts=True)
     if axis is None:
         # Each node has its label to its right: room for the longest one beside every node of the widest row.
-        width = 1.5 + row_sizes.max() * (0.4 + 0.062 * max(len(label) for label in labels))
+        width = 1.5 + row_sizes.max() * (0.4 + 0.062 * max(len(name) for name in labels))
         _, axis = plt.subplots(figsize=(max(4.0, width), max(3.0, 0.45 * len(rows))), layout="constrained")
     drawing = nx.DiGraph()
     drawing.add_nodes_from(range(len(names)))
     drawing.add_edges_from((int(a), int(b)) for a, b in edges.T)
     positions = _positions(depths)
     radius = 60 + 90 * (np.log10(np.maximum(sizes, 1)) / max(np.log10(max(sizes.max(), 10)), 1))
-    nx.draw_networkx_nodes(drawing, positions, ax=axis, node_size=radius, node_color=colours, edgecolors="black")
+    shades: dict[str, Any] = {"node_color": colours} if values is None else {"node_color": values, "cmap": "viridis"}
+    nodes = nx.draw_networkx_nodes(drawing, positions, ax=axis, node_size=radius, edgecolors="black", **shades)
     nx.draw_networkx_edges(
         drawing, positions, ax=axis, node_size=radius, arrowsize=9, width=0.8, connectionstyle="arc3,rad=0.12"
     )
-    for number, label in enumerate(labels):
-        axis.annotate(label, positions[number], (8, 0), textcoords="offset points", va="center", fontsize=7)
-    if used:
+    for number, name in enumerate(labels):
+        axis.annotate(
+            name, positions[number], (8, 0), textcoords="offset points", va="center", fontsize=7, parse_math=False
+        )
+    if values is not None:
+        axis.figure.colorbar(nodes, ax=axis, shrink=0.7).set_label(label, fontsize=8)
+    elif used:
         handles = [Line2D([], [], marker="o", linestyle="", color=TYPE_COLOURS[kind], label=kind) for kind in used]
         axis.legend(handles=handles, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles))
     axis.set_title(f"layer graph: {len(names)} {level}s, {edges.shape[1]} edges", fontsize=9)

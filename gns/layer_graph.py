@@ -125,11 +125,11 @@ class LayerGraph:
                 )
         return [[by_name[name] for name in names] for names in self.parameters]
 
-    def plot(self, axis: Any = None, level: str = "layer") -> Any:
+    def plot(self, axis: Any = None, level: str = "layer", values: np.ndarray | None = None, label: str = "") -> Any:
         """Draw the graph, see :func:`gns.drawing.draw_layer_graph`; returns matplotlib axes."""
         from gns.drawing import draw_layer_graph
 
-        return draw_layer_graph(self, axis, level)
+        return draw_layer_graph(self, axis, level, values=values, label=label)
 
     def to_pyg(self, level: str = "layer") -> Any:
         """Return the graph as ``torch_geometric.data.Data``.

@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
 from gns.moments import group_of_each
 from gns.policy import GNSPolicy
-from gns.scheduler_history import DecisionRecord
+from gns.scheduler_history import DecisionRecord, mean_loss
 from gns.scheduler_hooks import graph_of_forward, is_lightning
 from gns.scheduler_policy import fingerprint
 from gns.scheduler_state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
@@ -40,6 +41,7 @@ class ScheduledRun:
     :param guard: when the run is taken back; None: never
     :param graph: layer graph of the model; None: to be taken from an output or a loss
     :param process_group: as a scheduler is given it
+    :param record_layers: whether to keep the features of every layer at every decision
     """
 
     def __init__(
@@ -51,11 +53,14 @@ class ScheduledRun:
         guard: GuardConfig | None,
         graph: LayerGraph | None,
         process_group: ProcessGroup | bool | None,
+        record_layers: bool = False,
     ) -> None:
         self.model, self.budget, self.policy, self.decision = model, budget, policy, decision
         self.guard, self.graph = guard, graph
         self.process_group: Any = process_group
         self.history: list[DecisionRecord] = []
+        self.record_layers = record_layers
+        self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
         self.rollbacks = 0
         self.core: DecisionCore | None = None  # made at the first update, once the layer graph is known
         self._core_state: dict[str, Any] | None = None  # what it goes on from
@@ -151,7 +156,7 @@ class ScheduledRun:
         if self.guard is not None:
             if core.update == 0 or not core.diverged(self.guard.loss_multiple):
                 self._snapshot.take(core.steps)
-            elif self._roll_back(core, self.guard, features):
+            elif self._roll_back(core, self.guard, features, observation.nodes):
                 return False
         if not core.statistics.finite and "finite" not in self._logged:
             self._logged.add("finite")
@@ -159,17 +164,17 @@ class ScheduledRun:
         with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
             action = self.policy.act(observation)
         multiplier = core.decide(action)
-        self._record(core, multiplier, action, features)
+        self._record(core, multiplier, action, features, observation.nodes)
         return True
 
     def check_end(self, core: DecisionCore) -> None:
         """Take the run back, once its budget is spent, if its last interval went wrong."""
         if self.guard is not None:
-            core.observe()
+            nodes = core.observe().nodes
             if core.diverged(self.guard.loss_multiple):
-                self._roll_back(core, self.guard, {})
+                self._roll_back(core, self.guard, {}, nodes)
 
-    def _roll_back(self, core: DecisionCore, guard: GuardConfig, features: dict[str, float]) -> bool:
+    def _roll_back(self, core: DecisionCore, guard: GuardConfig, features: dict[str, float], nodes: np.ndarray) -> bool:
         """Put back the last good snapshot and cut the rate; return False once that was done as often as allowed."""
         if self.rollbacks >= guard.max_rollbacks:
             if "lost" not in self._logged:
@@ -186,7 +191,7 @@ class ScheduledRun:
         held = (parameter for group in core.optimizer.param_groups for parameter in group["params"])
         for parameter in (*core.model.parameters(), *held):
             parameter.grad = None  # it belongs to the state that was undone; an optimizer skips what has no gradient
-        self._record(core, guard.cut, None, features, rollback=True)
+        self._record(core, guard.cut, None, features, nodes, rollback=True)
         _logger.warning(
             "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback %d "
             "of %d).",
@@ -205,10 +210,14 @@ class ScheduledRun:
         multiplier: float,
         action: float | None,
         features: dict[str, float],
+        nodes: np.ndarray,
         rollback: bool = False,
     ) -> None:
-        finite = bool(core.statistics.finite)
-        record = DecisionRecord(core.update, core.learning_rate, multiplier, action, features, rollback, finite)
+        finite, loss = bool(core.statistics.finite), mean_loss(core.statistics.losses)
+        rate, scale = core.learning_rate, core.memory.scale
+        record = DecisionRecord(core.update, rate, multiplier, action, features, rollback, finite, scale, loss)
+        if self.record_layers:
+            self.layers[len(self.history)] = nodes.copy()
         self.history.append(record)
         _logger.debug("%s", record)
 
@@ -223,6 +232,7 @@ class ScheduledRun:
             "graph": None if self.graph is None else plain_graph(self.graph),
             "core": self._state_of_core(),
             "history": [asdict(record) for record in self.history],
+            "layers": [[number, torch.from_numpy(nodes.copy())] for number, nodes in self.layers.items()],
             "rollbacks": self.rollbacks,
         }
 
@@ -233,6 +243,7 @@ class ScheduledRun:
             self.graph.bind(self.model)
         self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
         self.history = [DecisionRecord(**record) for record in state["history"]]
+        self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
         self.rollbacks = state["rollbacks"]
         self.core, self._core_state = None, on_device_of(self.model, state["core"])
 

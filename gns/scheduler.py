@@ -20,7 +20,7 @@ from gns.layer_graph import LayerGraph, unwrap
 from gns.policy import GNSPolicy
 from gns.rate_control import initial_rate
 from gns.scheduled_run import ScheduledRun, require_that_it_trains
-from gns.scheduler_history import DecisionRecord, draw_history
+from gns.scheduler_history import DEFAULT_FEATURE, DecisionRecord, RunHistory
 from gns.scheduler_hooks import attach, is_share, left_out, loss_in, unscale, with_closure_done, without_gradient
 from gns.scheduler_losses import Losses, scalar
 from gns.scheduler_policy import frozen_policy
@@ -70,6 +70,8 @@ class GNSScheduler(LRScheduler):
     :param graph: layer graph of the model, where it cannot be taken from the output
     :param process_group: ranks that train this model together; None: all of ``torch.distributed``, if it is in use by
         the first update; False: this process decides alone
+    :param record_layers: keep the features of every layer at every decision for :meth:`plot`: 4 bytes a layer, feature
+        and decision. Changes no rate
     :raises InvalidSettingError: on a value outside its domain, or fewer updates than the policy takes decisions
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
     :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
@@ -98,6 +100,7 @@ class GNSScheduler(LRScheduler):
         last_epoch: int = -1,
         graph: LayerGraph | None = None,
         process_group: ProcessGroup | Literal[False] | None = None,
+        record_layers: bool = False,
     ) -> None:
         for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
             if not isinstance(given, kind):
@@ -119,7 +122,7 @@ class GNSScheduler(LRScheduler):
         if graph is not None:
             graph.bind(model)
         guard = guard if guard is not None and guard.enabled else None
-        self._run = ScheduledRun(model, int(total_steps), policy, decision, guard, graph, process_group)
+        self._run = ScheduledRun(model, int(total_steps), policy, decision, guard, graph, process_group, record_layers)
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._losses = Losses()
         self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
@@ -187,9 +190,21 @@ class GNSScheduler(LRScheduler):
         """Forget losses told since the last step: where a framework drops an update and then does not call it."""
         self._losses.clear()
 
-    def plot(self, axis: Any = None) -> Any:
-        """Draw :attr:`history`, see :func:`gns.scheduler_history.draw_history`; returns matplotlib axes."""
-        return draw_history(self.history, axis)
+    def run_history(self) -> RunHistory:
+        """Return the decisions so far with all that is needed to draw or keep them."""
+        rates = tuple(float(rate) for rate in self.base_lrs)
+        records, layers = tuple(self.history), dict(self._run.layers)
+        return RunHistory(self.budget, self.decision, rates, records, self.graph, layers)
+
+    def plot(
+        self, path: str | Path | None = None, kind: str = "rates", feature: str = DEFAULT_FEATURE, decision: int = -1
+    ) -> Any:
+        """Draw the run so far, see :meth:`gns.scheduler_history.RunHistory.plot`; returns a matplotlib figure."""
+        return self.run_history().plot(path, kind, feature, decision)
+
+    def save_history(self, path: str | Path) -> Path:
+        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, see :mod:`gns.history_files`."""
+        return self.run_history().save(path)
 
     def remove(self) -> None:
         """Take all hooks off optimizer and model; the rates stay. With the scheduler's end they go by themselves."""

@@ -514,22 +514,6 @@ def test_each_record_says_what_was_decided_and_seen():
     assert scheduler.history[4].features["progress"] == pytest.approx(2 * 20 / T - 1)
 
 
-def test_the_history_is_drawn():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    model = network()
-    optimizer = two_groups(model)
-    scheduler = make_scheduler(optimizer, model)
-    for number in range(T):
-        update(model, optimizer, scheduler, number)
-    axis = scheduler.plot()
-    assert axis.get_lines()[0].get_xdata().tolist() == [0, 5, 10, 15, 20]
-    assert axis.get_lines()[0].get_ydata().tolist() == [record.learning_rate for record in scheduler.history]
-    assert scheduler.plot(axis) is axis
-    matplotlib.pyplot.close("all")
-
-
 # ---------------------------------------------------------------------- nothing but the rates is touched
 
 

@@ -18,7 +18,7 @@ def test_the_code_of_the_document_runs(root, tmp_path, monkeypatch, capsys):
     text = (root / "docs" / "scheduler.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     exec(compile(block, "docs/scheduler.md", "exec"), {"__name__": "document"})
-    assert float(capsys.readouterr().out) > 0 and (tmp_path / "rates.png").stat().st_size > 0
+    assert float(capsys.readouterr().out) > 0 and (tmp_path / "run.png").stat().st_size > 0
 
 
 def run_example(root, monkeypatch, capsys, *arguments: str) -> list[str]:
