@@ -103,3 +103,14 @@ def test_runs_are_trained_with_the_same_bits_traced_or_not(kind):
     assert all(isinstance(trace, torch.fx.GraphModule) for trace in traced._passes._traces.values())
     assert torch.equal(traced.weights, called.weights) and torch.equal(traced.losses, called.losses)
     assert traced.evaluate_reward_split(range(3)) == called.evaluate_reward_split(range(3))
+
+
+def test_a_trace_keeps_no_results_and_there_are_no_more_traces_than_asked_for():
+    traced = Traced(lambda a, b: (a @ b).exp().sum(0), calls=CALLS, most=2)
+    for rows in (3, 4, 5):
+        for _ in range(CALLS + 1):
+            traced(numbers(rows, 6), numbers(6, 2))
+    traces = list(traced._traces.values())
+    assert len(traces) == 2 and all(trace is not None for trace in traces)
+    assert all(not node.meta for trace in traces for node in trace.graph.nodes)
+    assert torch.equal(traced(numbers(5, 6), numbers(6, 2)), (numbers(5, 6) @ numbers(6, 2)).exp().sum(0))

@@ -27,10 +27,11 @@ class Traced:
 
     :param function: takes and returns tensors in any nesting; may change arguments in place; draws no random numbers
     :param calls: how many calls of the same shapes come before a trace, which takes as long as some hundred
+    :param most: traces kept; where there are more sets of shapes, the function itself serves the others
     """
 
-    def __init__(self, function: Callable[..., Any], calls: int = 100) -> None:
-        self._function, self._calls = function, calls
+    def __init__(self, function: Callable[..., Any], calls: int = 100, most: int = 100) -> None:
+        self._function, self._calls, self._most = function, calls, most
         self._seen: dict[Any, int] = {}
         self._traces: dict[Any, GraphModule | None] = {}
 
@@ -39,7 +40,7 @@ class Traced:
         tensors, structure = tree_flatten(arguments)
         key = (structure, *((t.shape, t.stride(), t.dtype) for t in tensors))
         self._seen[key] = self._seen.get(key, 0) + 1
-        if self._seen[key] == self._calls:
+        if self._seen[key] == self._calls and len(self._traces) < self._most:
             self._traces[key] = self._trace(arguments)
         trace = self._traces.get(key)
         if trace is None:
@@ -84,6 +85,8 @@ def _without_idle_nodes(trace: GraphModule) -> GraphModule:
             node.replace_all_uses_with(node.args[0])
             trace.graph.erase_node(node)
     trace.graph.eliminate_dead_code()
+    for node in trace.graph.nodes:
+        node.meta.clear()  # results of every operator, as large as all that a pass needs
     trace.recompile()
     return trace
 
