@@ -29,13 +29,15 @@ from gns.errors import InvalidSettingError, require_count
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
 
+_PAUSE = 100.0  # times what a checkpoint took: they cost at most a hundredth
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints of a training, of a policy or under a controller, are written.
 
-    :param every: seconds from one to the next, at least; 0: after every rollout, or every update of a run. Changes no
-        result
+    :param every: seconds from one to the next, at least, and at least a hundred times what the last one took; 0: after
+        every rollout, or every update of a run. Changes no result
     :param keep: newest ones kept
     """
 
@@ -58,7 +60,7 @@ class Resuming:
 
     def __init__(self, folder: Path, config: CheckpointConfig, identity: str) -> None:
         self._store, self._config, self._identity = CheckpointStore(folder, config.keep), config, identity
-        self._written = time.perf_counter()
+        self._written, self._cost = time.perf_counter(), 0.0
         self.seconds = 0.0  # spent on checkpoints
 
     def newest(self) -> dict[str, Any] | None:
@@ -73,7 +75,8 @@ class Resuming:
     @property
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        return time.perf_counter() - self._written >= self._config.every
+        pause = max(self._config.every, _PAUSE * self._cost) if self._config.every else 0.0
+        return time.perf_counter() - self._written >= pause
 
     def write(self, state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint.
@@ -85,7 +88,8 @@ class Resuming:
         start = time.perf_counter()
         self._store.save(state(), step, self._identity)
         self._written = time.perf_counter()
-        self.seconds += self._written - start
+        self._cost = self._written - start
+        self.seconds += self._cost
 
     def clear(self) -> None:
         """Delete all checkpoints: the training is over."""

@@ -260,3 +260,22 @@ def test_work_that_is_kept_piece_by_piece_stops_where_it_stands():
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(InvalidSettingError, match=message):
         CheckpointConfig(**changes)
+
+
+def test_checkpoints_take_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("agents.resuming.time.perf_counter", lambda: now[0])
+    checkpoints = Resuming(tmp_path, CheckpointConfig(every=60.0), "x")
+
+    def state():
+        now[0] += 3.0
+        return {"a": 1}
+
+    while now[0] < 3600.0:
+        now[0] += 7.0
+        if checkpoints.due:
+            checkpoints.write(state, int(now[0]))
+    assert 0.0 < checkpoints.seconds <= 0.01 * now[0] + 3.0
+    often = Resuming(tmp_path / "often", CheckpointConfig(every=0.0), "x")
+    often.write(state, 1)
+    assert often.due
