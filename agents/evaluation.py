@@ -172,6 +172,7 @@ class Evaluation:
     :param own_rates: names of the controllers that ignore the initial rate
     :param percents: by task and budget, the percentage of a full run it was asked for as; empty where no budget was
     :param failures: by row, why a run was lost again and again; its losses are infinite
+    :param losses: by row, the mean loss of the batches from each point of its rate path to the next; empty: not known
     """
 
     runs: pd.DataFrame
@@ -182,6 +183,7 @@ class Evaluation:
     own_rates: frozenset[str] = frozenset()
     percents: dict[tuple[str, int], float] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    losses: list[list[float]] = field(default_factory=list)
 
 
 def evaluate(
@@ -274,6 +276,7 @@ def evaluate(
             if not math.isnan(percent)
         },
         failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
+        losses=[row["losses"] for row in rows],
     )
 
 

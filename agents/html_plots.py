@@ -33,7 +33,6 @@ MARKS = (
     "m-5 -2h3v-3h4v3h3v4h-3v3h-4v-3h-3z",
 )
 OFF_MARK = "m0 -6l5 8h-10z"
-_POINTS = 60  # of a rate path, at most
 _ROOM = 30.0  # losses are drawn up to this many times the lowest
 
 
@@ -197,76 +196,10 @@ def loss_against_rate(
         y_axis.ticks(),
         series,
         " ".join(said),
-        Table(f"{title}: {_setting(runs)}", columns, rows),
+        Table(f"{title}: {setting_of(runs)}", columns, rows),
         note,
         (y_axis.place(best), f"best tuned schedule: {best:.4f}") if math.isfinite(best) else None,
     )
-
-
-def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look], points: int = _POINTS) -> Plot:
-    """Learning rate over progress, geometric mean over seeds: tuned controllers at their rate, others from each.
-
-    :param runs: of one setting
-    :param points: of a path, at most
-    """
-    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
-    lines: list[tuple[str, float, np.ndarray, np.ndarray]] = []
-    for name, own in runs.groupby("controller", sort=False):
-        key = (*own[SETTING].iloc[0], name)
-        starts = [float(tuned[key])] if key in tuned.index else sorted(own.initial_lr.unique())
-        for start in starts:
-            lines.append((str(name), start, *mean_path(evaluation, own[own.initial_lr == start])))
-    shown = [
-        rate for *_, progress, path in lines for t, rate in zip(progress, path, strict=True) if t < 0.95 and rate > 0
-    ]
-    y_axis = Axis(0.7 * min(shown, default=1e-4), 1.4 * max(shown, default=1e-1), BOTTOM, TOP)
-    x_axis = Axis(0.0, 1.0, LEFT, RIGHT, log=False)
-    paths: dict[str, list[tuple[str, str]]] = {}
-    rows = []
-    said: dict[str, list[float]] = {}
-    for name, start, progress, rates in lines:
-        keep = np.unique(np.linspace(0, len(progress) - 1, min(points, len(progress))).round().astype(int))
-        # Once a rate has fallen below the plot its line ends there.
-        places = [
-            (x_axis.place(progress[i]), y_axis.place(rates[i]))
-            for i in keep
-            if y_axis.low <= rates[i] or (i and rates[i - 1] >= y_axis.low)
-        ]
-        words = "" if name in evaluation.own_rates else f" from {start:.2g}"
-        paths.setdefault(name, []).append((path_of(places) if places else "", f"{name}{words}"))
-        at = [rates[int(share * (len(rates) - 1))] if len(rates) else math.nan for share in (0, 0.25, 0.5, 0.75, 0.95)]
-        rows.append([(name, None), number(start, ".2g"), *(number(rate, ".3g") for rate in at)])
-        said.setdefault(name, []).append(at[2])
-    halfway = [
-        f"{name}: halfway the rate is {min(values):.2g}."
-        if len(values) == 1 or min(values) == max(values)
-        else f"{name}, from {len(values)} initial rates: halfway the rate is between {min(values):.2g} and "
-        f"{max(values):.2g}."
-        for name, values in said.items()
-    ]
-    names = ("initial rate", "first update", "a quarter", "half", "three quarters", "at 95 %")
-    title = "Learning rate over progress"
-    return Plot(
-        title,
-        "share of the budget spent",
-        "learning rate",
-        x_axis.ticks(),
-        y_axis.ticks(),
-        [Series(style[name], paths[name]) for name in paths],
-        " ".join(halfway),
-        Table(f"{title}: {_setting(runs)}", [Column("controller"), *(Column(n, True) for n in names)], rows),
-        "Schedules from their tuned rate, policies from each initial rate.",
-    )
-
-
-def mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return progress and the geometric mean of the rates over runs: float (points,) each; NaN where all had ended."""
-    paths = np.array([evaluation.paths[int(index)] for index in runs.index], dtype=float)
-    logs = np.log(np.maximum(paths[:, :, 1], 1e-30))
-    known = np.isfinite(logs)
-    sums, counts = np.where(known, logs, 0.0).sum(axis=0), known.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return paths[0, :, 0], np.exp(np.where(counts > 0, sums / np.maximum(counts, 1), math.nan))
 
 
 def path_of(points: Sequence[tuple[float, float]]) -> str:
@@ -303,6 +236,7 @@ def _interval(low: float, high: float) -> str:
     return f" (95 % interval {low:.4f} to {high:.4f})" if math.isfinite(low) else ""
 
 
-def _setting(runs: pd.DataFrame) -> str:
+def setting_of(runs: pd.DataFrame) -> str:
+    """Say which setting runs belong to."""
     task, optimizer, budget = runs[SETTING].iloc[0]
     return f"{task}, {optimizer}, {budget} updates"

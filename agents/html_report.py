@@ -20,14 +20,15 @@ import yaml
 
 from agents.comparison import Line
 from agents.evaluation import SETTING, Evaluation
-from agents.html_plots import BOX, OFF_MARK, Look, looks, loss_against_rate, rate_paths
+from agents.html_paths import rate_paths, training_losses
+from agents.html_plots import BOX, OFF_MARK, Look, Plot, looks, loss_against_rate
 from agents.html_summary import sentences, standing_table
 from agents.html_tables import Column, Table, cost_table, failures_tables, results_table
 from agents.transfer import LEGEND, Cell
 
 FILE = "report.html"
 PLOTTED_SETTINGS = 40  # beyond these only tables, so that the file stays small
-_PATH_POINTS = 120_000  # of all rate paths together
+_PATH_POINTS = 240_000  # of all rate paths and losses together
 _SHADES = 5  # classes h-5 .. h5 of the style sheet
 
 
@@ -124,14 +125,18 @@ def _place(cell: Cell) -> dict[str, Any]:
 def _settings(evaluation: Evaluation, lines: Sequence[Line], style: dict[str, Look]) -> list[dict[str, Any]]:
     groups = evaluation.runs.groupby(SETTING, sort=False)
     paths = len(evaluation.runs[[*SETTING, "controller", "initial_lr"]].drop_duplicates())
-    points = min(60, max(8, _PATH_POINTS // paths))
+    points = min(60, max(8, _PATH_POINTS // (2 * paths)))
     result = []
     for place, (key, runs) in enumerate(groups):
         title = f"{key[0]}, {key[1]}, {key[2]:,} updates"
         own = [line for line in lines if (line.task, line.optimizer, line.budget) == tuple(key)]
-        plots = []
+        plots: list[list[Plot]] = []  # those of one list stand below each other
         if place < PLOTTED_SETTINGS:
-            plots = [loss_against_rate(runs, evaluation, own, style), rate_paths(runs, evaluation, style, points)]
+            over_time = (draw(runs, evaluation, style, points) for draw in (rate_paths, training_losses))
+            plots = [
+                [loss_against_rate(runs, evaluation, own, style)],
+                [plot for plot in over_time if plot is not None],
+            ]
         result.append({"title": title, "table": results_table(f"Results: {title}", own), "plots": plots})
     return result
 

@@ -63,6 +63,7 @@ def with_replays(
         evaluation,
         runs=pd.concat([evaluation.runs, runs_frame(rows)], ignore_index=True) if rows else evaluation.runs,
         paths=[*evaluation.paths, *(row["path"] for row in rows)],
+        losses=[*evaluation.losses, *(row["losses"] for row in rows)],
         own_rates=evaluation.own_rates | names,
         failures=evaluation.failures
         | {before + number: row["failed"] for number, row in enumerate(rows) if "failed" in row},

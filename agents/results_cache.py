@@ -21,7 +21,7 @@ from agents.controllers.base import Controller
 from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError
 
-CACHE_FORMAT = 1  # another number and no earlier row is found
+CACHE_FORMAT = 2  # another number and no earlier row is found
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -130,7 +130,10 @@ def run_jobs(
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Train a run and return its row; ``path`` holds (progress, learning rate) pairs."""
+    """Train a run and return its row.
+
+    ``path`` holds (progress, learning rate) pairs, ``losses`` the mean loss of the batches from each of these on.
+    """
     episode = job.episode
     run = job.controller.train(episode, job.checkpoints)
     row = _blank(job) | {
@@ -146,7 +149,7 @@ def run_job(job: Job) -> dict[str, Any]:
         figures = evaluate_split(run.model, episode.task, _test_split(episode.task, episode.device))
         row["test_loss"], row["test_metric"] = _worst_if_nan(figures.loss), figures.metric
         row["test_metrics"] = json.dumps(figures.metrics)
-    row["path"] = _path(run.rates, episode.budget)
+    row["path"], row["losses"] = _path(run.rates, episode.budget), _means(run.losses, episode.budget)
     if job.checkpoints is not None:
         job.checkpoints.clear()
     return row
@@ -183,13 +186,23 @@ def _failed(job: Job, why: str) -> dict[str, Any]:
         *(episode.budget, episode.learning_rate, episode.seed, why),
     )
     lost = {"test_loss": math.inf} if job.report else {}
-    return _blank(job) | lost | {"failed": why, "path": _path([], episode.budget)}
+    return _blank(job) | lost | {"failed": why, "path": _path([], episode.budget), "losses": _means([], episode.budget)}
 
 
 def _path(rates: list[float], budget: int) -> list[tuple[float, float]]:
     """Progress and rate at about :data:`PATH_POINTS` updates; NaN after the end of a run that was given up."""
-    updates = range(0, budget, max(1, budget // PATH_POINTS))
-    return [(t / budget, rates[t] if t < len(rates) else math.nan) for t in updates]
+    return [(t / budget, rates[t] if t < len(rates) else math.nan) for t in _points(budget)]
+
+
+def _means(losses: list[float], budget: int) -> list[float]:
+    """Mean loss from each point of a rate path to the next; NaN after the end of a run that was given up."""
+    points = _points(budget)
+    parts = [losses[t : t + points.step] for t in points]
+    return [sum(part) / len(part) if part else math.nan for part in parts]
+
+
+def _points(budget: int) -> range:
+    return range(0, budget, max(1, budget // PATH_POINTS))
 
 
 def _worst_if_nan(loss: float) -> float:

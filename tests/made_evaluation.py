@@ -41,8 +41,9 @@ def evaluation_of(rows: list[dict[str, Any]], schedules: Sequence[str] = ("rex",
         [(t, row["initial_lr"] * 0.1**t if row["updates"] else math.nan) for t in (0.0, 0.25, 0.5, 0.75)]
         for row in rows
     ]
+    losses = [[row["test_loss"] * 2.0 ** (1 - k) for k in range(4)] for row in rows]
     tuned = tune(runs[runs.controller.isin(schedules)])
-    return Evaluation(runs, tuned, paths, references=frozenset(schedules), own_rates=frozenset(own))
+    return Evaluation(runs, tuned, paths, references=frozenset(schedules), own_rates=frozenset(own), losses=losses)
 
 
 def small(policy: str = "policy", **setting) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from made_evaluation import ABOUT, evaluation_of, page, rows_of, small
 
 import evaluate as evaluate_command
 from agents.comparison import compare
-from agents.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate, mean_path, rate_paths
+from agents.html_paths import rate_paths, training_losses
+from agents.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate
 from agents.html_report import FILE, PLOTTED_SETTINGS, transfer_map, write_html
 from agents.html_summary import sentences, standing_table
 from agents.html_tables import LISTED_RUNS, cost_table, failures_tables, results_table, wrong_runs
@@ -96,7 +97,7 @@ def test_landmarks_captions_labels_and_descriptions_are_there():
     assert len(parsed.named("caption")) == len(parsed.named("table")) > 8
     assert all(attributes["scope"] in ("row", "col") for attributes in parsed.named("th"))
     pictures = [attributes for attributes in parsed.named("svg") if attributes.get("role") == "img"]
-    assert len(pictures) == 4 and all(a["aria-label"] and a["aria-describedby"] in ids for a in pictures)
+    assert len(pictures) == 6 and all(a["aria-label"] and a["aria-describedby"] in ids for a in pictures)
     for attributes in [*parsed.named("a"), *parsed.named("section"), *parsed.named("label")]:
         for name in ("href", "aria-labelledby", "for"):
             assert (attributes.get(name) or "#main").removeprefix("#") in ids
@@ -221,15 +222,46 @@ def test_losses_are_drawn_where_they_belong_and_what_is_off_the_plot_says_so():
 
 def test_rate_paths_are_geometric_means_over_the_seeds_that_still_run():
     evaluation = evaluation_of(small())
-    evaluation.paths[2:4] = [[(0.0, 0.1), (0.5, 0.4)], [(0.0, 0.1), (0.5, 0.1)]]
-    progress, rates = mean_path(evaluation, evaluation.runs.iloc[2:4])
-    assert progress.tolist() == [0.0, 0.5] and rates == pytest.approx([0.1, 0.2])
-    evaluation.paths[3][1] = (0.5, math.nan)
-    assert mean_path(evaluation, evaluation.runs.iloc[2:4])[1] == pytest.approx([0.1, 0.4])
+    shares = (0.0, 0.25, 0.5, 0.75)
+    evaluation.paths[2:4] = [
+        list(zip(shares, rates, strict=True)) for rates in ([0.1, 0.4, 0.4, 9], [0.1, 0.1, 0.1, 9])
+    ]
     plot = rate_paths(evaluation.runs, evaluation, looks(evaluation))
+    assert [text for text, _ in plot.figures.rows[0]] == ["rex", "0.1", "0.1", "0.1", "0.2", "0.2", "0.2"]
+    evaluation.paths[3][1:] = [(share, math.nan) for share in shares[1:]]
+    plot = rate_paths(evaluation.runs, evaluation, looks(evaluation))
+    assert [text for text, _ in plot.figures.rows[0]] == ["rex", "0.1", "0.1", "0.1", "0.4", "0.4", "0.4"]
     assert {series.look.name: len(series.paths) for series in plot.series} == {"rex": 1, "cosine": 1, "policy": 2}
     assert [text for _, text in plot.series[-1].paths] == ["policy from 0.01", "policy from 1"]
     assert [row[1][0] for row in plot.figures.rows] == ["0.1", "0.3", "0.01", "1"]
+    assert "rex: halfway the rate is 0.4." in plot.text
+
+
+def test_training_losses_stand_below_the_rates_on_the_same_axis():
+    evaluation = evaluation_of(small())
+    evaluation.losses[2:4] = [[4.0, 2.0, 1.0, 1.0], [1.0, 2.0, 4.0, math.nan]]
+    rates = rate_paths(evaluation.runs, evaluation, looks(evaluation))
+    losses = training_losses(evaluation.runs, evaluation, looks(evaluation))
+    assert losses.x_ticks == rates.x_ticks and losses.x_label == rates.x_label
+    assert [series.look for series in losses.series] == [series.look for series in rates.series]
+    assert [row[:2] for row in losses.figures.rows] == [row[:2] for row in rates.figures.rows]
+    assert [text for text, _ in losses.figures.rows[0][2:5]] == ["2", "2", "2"]  # sqrt(4 * 1) first, and so on
+    points = [re.findall(r"[\d.]+", path) for path, _ in losses.series[0].paths]
+    assert len(points[0]) == 2 * 4 and all(TOP <= float(y) <= BOTTOM for y in points[0][1::2])
+    assert "Training loss over progress" in page(evaluation)
+
+
+def test_losses_of_runs_that_diverge_stay_inside_and_unknown_ones_are_not_drawn():
+    evaluation = evaluation_of(small())
+    evaluation.losses[2:4] = [[1.0, 1e30, math.inf, math.nan], [1.0, 1.0, 1.0, math.nan]]
+    plot = training_losses(evaluation.runs, evaluation, looks(evaluation))
+    (path, _), *_ = plot.series[0].paths
+    heights = [float(y) for y in re.findall(r"[\d.]+", path)[1::2]]
+    assert heights[1:] == [TOP, TOP] and plot.note.startswith("1 line along the top")
+    assert "nan" not in path and "inf" not in path
+    evaluation.losses.clear()
+    assert training_losses(evaluation.runs, evaluation, looks(evaluation)) is None
+    assert "Training loss over progress" not in page(evaluation)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-5, 0.1), (0.08, 0.3), (0.5, 0.52), (1e-9, 1e3), (2.0, 60.0)])
@@ -268,13 +300,14 @@ def test_a_large_evaluation_stays_below_5_mb_and_says_what_it_leaves_out(tmp_pat
                 rows += rows_of("policy", float(rate), rng.uniform(0.1, 1.0, 1), task=task)
         evaluation = evaluation_of(rows, names)
         evaluation.paths = [[(t / 100, float(x)) for t, x in enumerate(rng.uniform(0.1, 1, 100))] for _ in rows]
+        evaluation.losses = [rng.uniform(0.1, 1, 100).tolist() for _ in rows]
         return write_html(tmp_path, evaluation, compare(evaluation), [], ABOUT).stat().st_size
 
     assert size(1) + (PLOTTED_SETTINGS - 1) * (size(2) - size(1)) < 4_000_000
     monkeypatch.setattr("agents.html_report.PLOTTED_SETTINGS", 1)
     with_plots = size(3)
     text = (tmp_path / FILE).read_text(encoding="utf-8")
-    assert text.count('role="img"') == 2 and "The last 2 settings have no plots here" in text
+    assert text.count('role="img"') == 3 and "The last 2 settings have no plots here" in text
     assert size(4) - with_plots < 10_000
 
 

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from agents.resuming import Resuming
@@ -68,12 +69,14 @@ class TrainedRun:
     :param reward_loss: loss on the reward split at the end
     :param ledger: what it cost
     :param rates: learning rate of the first parameter group at each update of training
+    :param losses: loss of the batch of each update
     """
 
     model: nn.Module
     reward_loss: float
     ledger: Ledger
     rates: list[float] = field(repr=False)
+    losses: list[float] = field(default_factory=list, repr=False)
 
 
 class Session(ABC):
@@ -92,6 +95,8 @@ class Session(ABC):
         self.run, self.budget = run, int(budget)
         self.ledger = Ledger()
         self.rates: list[float] = []
+        self._losses: list[float] = []
+        self._unread: list[Tensor] = []  # losses left on the device: to read one is to wait for its update
         first = float(run.optimizer.param_groups[0]["lr"])
         self.ratios = [float(group["lr"]) / first for group in run.optimizer.param_groups]
 
@@ -118,6 +123,15 @@ class Session(ABC):
         :param loss: its loss, a scalar tensor; may be anything, NaN and infinity too
         """
         self.ledger.updates += 1
+        self._unread.append(loss.detach())
+
+    @property
+    def losses(self) -> list[float]:
+        """Loss of the batch of each update of training so far."""
+        if self._unread:
+            self._losses += torch.stack(self._unread).tolist()
+            self._unread = []
+        return list(self._losses)
 
     def update(self) -> None:
         """Make one update.
@@ -156,7 +170,7 @@ class Session(ABC):
 
     def finish(self) -> TrainedRun:
         """Evaluate the trained model, which from here on has the weights to evaluate."""
-        return TrainedRun(self.run.model, self.reward_loss(), self.ledger, self.rates)
+        return TrainedRun(self.run.model, self.reward_loss(), self.ledger, self.rates, self.losses)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, between updates: the session's state and the run's."""
@@ -164,6 +178,7 @@ class Session(ABC):
             "run": self.run.state_dict(),
             "ledger": asdict(self.ledger),
             "rates": list(self.rates),
+            "losses": self.losses,
             "ratios": list(self.ratios),
             "own": self.own_state(),
         }
@@ -173,6 +188,7 @@ class Session(ABC):
         self.run.load_state_dict(state["run"])
         self.ledger = Ledger(**state["ledger"])
         self.rates, self.ratios = list(state["rates"]), list(state["ratios"])
+        self._losses, self._unread = list(state["losses"]), []
         self.load_own_state(state["own"])
 
     @abstractmethod

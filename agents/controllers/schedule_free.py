@@ -117,7 +117,7 @@ class _ScheduleFreeSession(Session):
         self._average()
         self.ledger.evaluations += 1
         loss = self.run.evaluate_reward_split().loss
-        return TrainedRun(self.run.model, loss, self.ledger, self.rates)
+        return TrainedRun(self.run.model, loss, self.ledger, self.rates, self.losses)
 
     def own_state(self) -> dict[str, Any]:
         """All state is the optimizer's."""
