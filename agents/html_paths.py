@@ -49,8 +49,7 @@ def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look
     :param runs: of one setting
     :param points: of a path, at most
     """
-    rates = np.array([[rate for _, rate in evaluation.paths[int(row)]] for row in runs.index], dtype=float)
-    curves = _curves(runs, evaluation, np.log(np.maximum(rates, 1e-30)))
+    curves = _curves(runs, evaluation, _log_rates(evaluation, runs))
     shown = [v for c in curves for t, v in zip(c.progress, c.values, strict=True) if t < 0.95 and v > 0]
     y_axis = Axis(0.7 * min(shown, default=1e-4), 1.4 * max(shown, default=1e-1), BOTTOM, TOP)
     paths: dict[str, list[tuple[str, str]]] = {}
@@ -86,9 +85,7 @@ def training_losses(
     """
     if not evaluation.losses:
         return None
-    losses = np.array([evaluation.losses[int(row)] for row in runs.index], dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        curves = _curves(runs, evaluation, np.log(losses))
+    curves = _curves(runs, evaluation, _log_losses(evaluation, runs))
     shown = [value for curve in curves for value in curve.values if 0 < value < math.inf]
     firsts = [curve.at(0.0) for curve in curves if 0 < curve.at(0.0) < math.inf]
     if not firsts:
@@ -116,13 +113,42 @@ def training_losses(
     )
 
 
+def mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return progress and the geometric mean of the rates over runs: float (points,) each; NaN where all had ended.
+
+    :param runs: of one setting
+    """
+    return _progress(evaluation, runs), _geometric_mean(_log_rates(evaluation, runs))
+
+
+def mean_losses(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray | None:
+    """Return the geometric mean over runs of the training losses at the points of :func:`mean_path`, if known."""
+    return _geometric_mean(_log_losses(evaluation, runs)) if evaluation.losses else None
+
+
+def _progress(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
+    return np.array([share for share, _ in evaluation.paths[int(runs.index[0])]], dtype=float)
+
+
+def _log_rates(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
+    """Logarithms of the rates: float (runs, points), NaN where a run had ended."""
+    rates = np.array([[rate for _, rate in evaluation.paths[int(row)]] for row in runs.index], dtype=float)
+    return np.log(np.maximum(rates, 1e-30))
+
+
+def _log_losses(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
+    losses = np.array([evaluation.losses[int(row)] for row in runs.index], dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(losses))
+
+
 def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> list[_Curve]:
     """Return geometric means over seeds: tuned controllers at their rate, others from each.
 
     :param logs: logarithms by run and point, NaN where a run had ended: float (runs, points)
     """
     tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
-    progress = np.array([share for share, _ in evaluation.paths[int(runs.index[0])]], dtype=float)
+    progress = _progress(evaluation, runs)
     places = pd.Series(range(len(runs)), runs.index)
     found = []
     for name, own in runs.groupby("controller", sort=False):
