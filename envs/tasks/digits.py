@@ -10,8 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from envs.tasks.base import Split, Task, TrainingData, register_task
 from envs.tasks.models import cnn_2d, mlp
@@ -21,6 +19,9 @@ _SEED = 20220425
 
 def _parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers of the train, reward and test split."""
+    from sklearn.datasets import load_digits  # takes seconds, which those who train on other tasks need not wait
+    from sklearn.model_selection import train_test_split
+
     targets = load_digits().target
     rest, test = train_test_split(np.arange(len(targets)), test_size=0.2, random_state=_SEED, stratify=targets)
     train, reward = train_test_split(rest, test_size=0.25, random_state=_SEED, stratify=targets[rest])
@@ -28,6 +29,8 @@ def _parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _split(rows: np.ndarray) -> Split:
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     # Mean 4.9 and deviation 6.0 of the training pixels, rounded: constants, so that no split depends on another.
     images = (digits.images[rows].astype(np.float32) - 4.9) / 6.0

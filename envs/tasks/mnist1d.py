@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mnist1d.data import get_dataset_args, make_dataset
 
 from envs.tasks.base import Split, Task, TrainingData, register_task
 from envs.tasks.models import cnn_1d, mlp
@@ -21,6 +20,8 @@ _REWARD_EXAMPLES = 1000
 
 def _generate() -> dict[str, Any]:
     """Generate the published set; the generator seeds global random numbers, which are put back."""
+    from mnist1d.data import get_dataset_args, make_dataset  # imports matplotlib.pyplot
+
     outside = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         return make_dataset(get_dataset_args())
