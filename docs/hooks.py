@@ -17,6 +17,7 @@ OUTSIDE = {
 }
 _TARGETS = re.compile(r'(?P<before>\]\(|<img src=")(?P<path>[^)#":\s]+)(?P<after>[^)"]*[)"])')
 _ROLES = re.compile(r":(?:class|func|meth|mod|data|attr):(<code>)~?")
+_CODE_FOLLOWS = re.compile(r"::(?=</p>\s*<(?:pre|div class=\"highlight\"))")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -33,8 +34,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show the names in roles of docstrings, such as ``:class:`gns.GNSPolicy```, and not the roles."""
-    return _ROLES.sub(r"\1", html)
+    """Show docstrings as Markdown: of a role, such as ``:class:`gns.GNSPolicy```, the name; one colon before code."""
+    return _CODE_FOLLOWS.sub(":", _ROLES.sub(r"\1", html))
 
 
 def with_links_of_the_site(markdown: str, uri: str) -> str:

@@ -1,4 +1,4 @@
-"""The documents, and what of them can be run: blocks of Python, files that a page has its reader write, and commands."""
+"""The documents, and what of them can be run: blocks of Python, files that a page has its reader write, commands."""
 
 import re
 import shlex
