@@ -25,7 +25,7 @@ COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(text_of(na
 # Programs of others, which these tests know nothing of.
 OTHERS = ("torchrun", "ray")
 # What stands on the pages for tasks and controllers that their files add.
-NEW = {"wine_mlp": "digits_mlp", "bold-driver": "hd"}
+NEW = {"breast_cancer_mlp": "digits_mlp", "bold-driver": "hd"}
 
 
 def of(*programs: str) -> list:
