@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: install demo test lint types tests clean
+.PHONY: install demo test lint types tests docs clean
 
 install: .venv/installed
 
@@ -30,6 +30,10 @@ types: install
 
 tests: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open outputs/site/index.html; searching needs a server: python -m http.server --directory outputs/site"
 
 clean:
 	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -6,6 +6,7 @@ import sys
 import losing_workers as checks
 import pytest
 import ray
+from documents import python_blocks
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_lost_workers import REX, check_a_job_lost_once_is_run_again, check_a_job_that_kills_its_process_fails_alone
 
@@ -102,3 +103,9 @@ def test_without_ray_an_error_says_how_to_install_it(monkeypatch, make):
         make()
     with pytest.raises(MissingPackageError, match=r"gns-scheduler\[distributed\]"):
         run_jobs(checks.jobs_of(REX), 2, engine=RAY)
+
+
+def test_the_code_of_the_document_runs(root):
+    (block,) = python_blocks((root / "docs" / "cluster.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/cluster.md", "exec"), names := {"__name__": "document"})
+    assert all(len(values) == 4 for values in names["observations"].values())
