@@ -18,6 +18,13 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
+SLOW = ("test_resuming.py", "test_ray.py", "test_suite.py", "test_commands.py", "test_documents.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slowest files, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def hub() -> Path:
