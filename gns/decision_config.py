@@ -28,6 +28,7 @@ class DecisionConfig:
     :param mode: one of :data:`ACTION_MODES`
     :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.profiles`
     :param base: largest factor of one decision in ``profile`` and ``recursive``
+    :param first_base: that of the first decision, which may have decades of wrong initial rate to undo; None: ``base``
     :param strength: largest deviation of ``anchored``, in units of ln(rate)
     :param min_lr: lowest rate any parameter group may get
     :param max_lr: highest rate any parameter group may get
@@ -40,6 +41,7 @@ class DecisionConfig:
     mode: str = "profile"
     profile: str = "rex"
     base: float = 10.0
+    first_base: float | None = None
     strength: float = 2.3
     min_lr: float = 1e-8
     max_lr: float = 10.0
@@ -57,10 +59,13 @@ class DecisionConfig:
         require_count("num_decisions", self.num_decisions)
         if self.decision_interval is not None:
             require_count("decision_interval", self.decision_interval)
-        if self.base <= 1.0:
-            raise InvalidSettingError(
-                f"base is {self.base}; expected more than 1, since an action multiplies by base^a."
-            )
+        if self.first_base is not None:
+            require_positive("first_base", self.first_base)
+        for name in ("base", "first_base"):
+            if (getattr(self, name) or math.inf) <= 1.0:
+                raise InvalidSettingError(
+                    f"{name} is {getattr(self, name)}; expected more than 1, since an action multiplies by {name}^a."
+                )
         if self.min_lr >= self.max_lr:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
 

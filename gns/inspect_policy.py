@@ -187,7 +187,10 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
 
 def formula_of(decision: DecisionConfig) -> str:
     """Return what an action ``a`` does to the rate, with this policy's numbers."""
-    return _MODES[decision.mode].format(**asdict(decision))
+    text = _MODES[decision.mode].format(**asdict(decision))
+    if decision.first_base is not None and decision.mode in ("profile", "recursive"):
+        text += f"; {decision.first_base:g}^a at the first decision"
+    return text
 
 
 def decision_rule(decision: DecisionConfig) -> str:

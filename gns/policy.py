@@ -124,6 +124,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
 }
 _LONGEST_NAME = 100
 _LARGEST_NUMBER = 1e9

@@ -141,7 +141,8 @@ class RateControl:
         if config.mode == "anchored":
             memory.scale = memory.anchor * math.exp(config.strength * action)
         else:
-            multiplier = 1.0 + action if config.mode == "gns-paper" else config.base**action
+            base = config.base if memory.decided_at >= 0 else config.first_base or config.base
+            multiplier = 1.0 + action if config.mode == "gns-paper" else base**action
             memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
         self._close_interval()
         memory.decided_at = memory.update

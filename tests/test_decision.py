@@ -166,6 +166,17 @@ def test_the_rate_follows_the_modes_formula(mode, profile):
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["profile", "recursive"])
+def test_the_first_decision_may_have_a_range_of_its_own(mode):
+    wide = imagined_rates(Run(mode=mode, base=3.0, first_base=50.0).core, [-0.5, 1.0, -0.25, 0.5])
+    same = imagined_rates(Run(mode=mode, base=3.0).core, [-0.5, 1.0, -0.25, 0.5])
+    ratios = [ours / theirs for (ours,), (theirs,) in zip(wide, same, strict=True)]
+    assert ratios == pytest.approx([(50.0 / 3.0) ** -0.5] * len(ratios))  # after it all go on alike
+    for other in ("anchored", "gns-paper"):
+        runs = [Run(mode=other, first_base=base).core for base in (None, 50.0)]
+        assert imagined_rates(runs[0], ACTIONS) == imagined_rates(runs[1], ACTIONS)
+
+
 @every_mode
 def test_decide_returns_the_multiplier(mode):
     run = Run(mode=mode, base=3.0, strength=2.0)
@@ -649,6 +660,7 @@ def test_an_unknown_name_is_refused(settings, message):
             for value in (0, -1, math.nan, math.inf, "3")
         ),
         ({"base": 1.0}, r"base is 1.0; expected more than 1"),
+        ({"first_base": 0.5}, r"first_base is 0.5; expected more than 1"),
         ({"min_lr": 0.1, "max_lr": 0.1}, "min_lr is 0.1 and max_lr 0.1; expected min_lr < max_lr"),
         ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr is 1.0 and max_lr 0.1; expected min_lr < max_lr"),
         ({"num_decisions": 2.5}, "num_decisions is 2.5; expected a whole number"),
