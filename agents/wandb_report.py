@@ -143,9 +143,9 @@ def read(folder: Path) -> ReportFacts:
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidSettingError(f"{path} is damaged ({error!r}); write it anew: evaluate.py report=wandb.") from error
     _require(ReportFacts, facts, path)
-    for part in facts["parts"]:
+    for part in _listed(facts["parts"]):
         _require(ReportPart, part, path)
-        for setting in part["settings"]:
+        for setting in _listed(part["settings"]):
             _require(ReportSetting, setting, path)
     return build(ReportFacts, facts)
 
@@ -158,6 +158,10 @@ def _require(kind: type, content: Any, path: Path) -> None:
             f"{path} lacks {', '.join(missing)} of a {kind.__name__}; expected {', '.join(needed)}. Write it anew: "
             "evaluate.py report=wandb."
         )
+
+
+def _listed(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else []  # what is no list is refused when it is built
 
 
 def save(folder: Path) -> str:

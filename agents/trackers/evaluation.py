@@ -117,7 +117,7 @@ class EvaluationTracker:
 
 def picture_key(part: Compared, path: Path) -> str:
     """Return the name that a picture is kept under."""
-    return word("_".join([part.name, path.stem] if part.name else [path.stem]))
+    return word("_".join(["picture", *([part.name] if part.name else []), path.stem]))  # tables have other names
 
 
 def _settings(

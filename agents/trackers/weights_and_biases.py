@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ class WandbTracker(Tracker):
             ) from error
         self._wandb, self._mode, self._files = wandb, config.mode, files or folder
         folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # or it takes our package agents for one of that name
         try:
             self._run = wandb.init(
                 project=config.project,
