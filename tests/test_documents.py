@@ -41,6 +41,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         "docs/resuming.md",
         "docs/cluster.md",
         "docs/evidence.md",
+        "docs/reports.md",
         "docs/integrations.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",

@@ -136,6 +136,7 @@ def test_a_policys_run_names_the_artifact_that_its_training_made(here):
 
 def test_a_suite_has_a_run_a_controller_with_all_its_parts(here, compose, monkeypatch):
     monkeypatch.setattr("agents.report._plots", lambda *_: [])
+    monkeypatch.setattr("agents.evidence.stratified_interval", lambda losses, figure: (figure(losses), figure(losses)))
     suite = (
         "++suite={parts: {home: {tasks: {digits_mlp: {budget: 20}}, controllers: [rex, policy]}, "
         "away: {tasks: {digits_mlp: {budget: 40}}, controllers: [rex], budget_percents: [100]}}}"
