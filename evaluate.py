@@ -74,11 +74,13 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
             for name, why in result.left_out.items():
                 console.print(f"{part.name}: {name} is left out. {why}", style="bold", markup=False)
             results.append(result)
-            pictures = [path for path in write_part(folder / part.name, result, about) if path.suffix == ".png"]
             if result.evaluation is not None:
+                place = folder / part.name
                 lines, cells = compare(result.evaluation), transfer(result.evaluation, trained_on(part.controllers))
-                write_reports(reports, folder / part.name, result.evaluation, lines, cells, about)
                 standing = shares(result.evaluation) if result.evaluation.percents else []
+                files = write_part(place, result, lines, standing, about)
+                write_reports(reports, place, result.evaluation, lines, cells, about)
+                pictures = [path for path in files if path.suffix == ".png"]
                 compared.append(Compared(part.name, result.evaluation, lines, cells, part.protocol, standing, pictures))
             found = evidence(results)
             written = write_evidence(folder, results, found, about)  # what is known so far

@@ -2,10 +2,10 @@
 
     python -m benchmarks.tracking_cost [--pairs 5] [SETTING=VALUE ...]
 
-Runs ``train_agent.py`` in pairs, once with ``tracker=none`` and once with ``tracker=[tensorboard,csv,wandb]``, each in a
-process and a folder of its own; which comes first changes from pair to pair, and one run before all is not counted.
-Prints seconds of whole commands and of training alone, and their ratios: median, and lowest to
-highest over pairs. Settings are those of ``train_agent.py``, such as ``episodes=600``.
+Runs ``train_agent.py`` in pairs, once with ``tracker=none`` and once with ``tracker=[tensorboard,csv,wandb]``, each in
+a process and a folder of its own; which comes first changes from pair to pair, and one run before all is not counted.
+Prints seconds of whole commands and of training alone, and their ratios: median, and lowest to highest over pairs.
+Settings are those of ``train_agent.py``, such as ``episodes=600``.
 """
 
 from __future__ import annotations

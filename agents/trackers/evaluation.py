@@ -82,7 +82,8 @@ class EvaluationTracker:
         return {key: value for key, value in found.items() if "/" not in key}
 
     def _keep_whole(self, parts: Sequence[Compared], rows: pd.DataFrame, tables: Mapping[str, Sequence[Any]]) -> None:
-        self._whole.table("controllers", rows)
+        if len(rows):
+            self._whole.table("controllers", rows)
         own: dict[str, list[tuple[str, Any]]] = {
             "comparison": [(part.name, line) for part in parts for line in part.lines],
             "transfer": [(part.name, cell) for part in parts for cell in part.cells],
