@@ -16,8 +16,8 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python train_agent.py name=demo
-	$(BIN)/python evaluate.py name=demo
+	$(BIN)/python train_agent.py name=demo 'tracker=[tensorboard,wandb]'
+	$(BIN)/python evaluate.py name=demo tracker=wandb report=html
 
 test: lint types tests
 

@@ -5,7 +5,8 @@ Or run a whole suite of comparisons: ``python evaluate.py suite=evidence policy=
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,31 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from agents import wandb_report
 from agents.command import launch, plain, use_data_root
-from agents.comparison import compare, hindsight
+from agents.comparison import Line, compare, hindsight
+from agents.controller_figures import Compared
 from agents.controllers import Controller, make_controllers
 from agents.evaluation import Evaluation, EvaluationConfig, evaluate
 from agents.evidence import Evidence, evidence
-from agents.evidence_report import claims_table, write_evidence, write_part
+from agents.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
 from agents.progress import ProgressBar
 from agents.report import prepare_folder, tables, write_results
-from agents.reports import chosen_reports, write_reports
+from agents.reports import WANDB, chosen_reports, command, write_reports
 from agents.results_cache import ResultsCache
 from agents.settings import build
 from agents.shares import LEGEND as SHARES_LEGEND
-from agents.shares import shares, shares_tables, write_shares
+from agents.shares import Shares, shares, shares_tables, write_shares
 from agents.stopping import stopping_at_once
 from agents.suite import Suite, prepare
 from agents.sweep import RunCheckpoints
+from agents.trackers import TrackerConfig
+from agents.trackers.evaluation import EvaluationTracker
 from agents.training import versions
-from agents.transfer import LEGEND, transfer, transfer_tables, write_transfer
+from agents.transfer import LEGEND, Cell, transfer, transfer_tables, write_transfer
 from envs.tasks import get_task
 
-_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite", "report")
+_OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite", "report", "tracker")
 
 
 def run(config: DictConfig) -> Evaluation | Evidence:
@@ -41,7 +46,8 @@ def run(config: DictConfig) -> Evaluation | Evidence:
     content = plain(config)
     settings = build(EvaluationConfig, {key: value for key, value in content.items() if key not in _OUTSIDE_PROTOCOL})
     suite = build(Suite, content["suite"], "suite")
-    chosen_reports(content["report"])  # before any run
+    if WANDB in chosen_reports(content["report"]):  # before any run
+        wandb_report.check(_trackers(content), content["name"])
     use_data_root(content["data_root"])
     return run_suite(content, suite, settings) if suite.parts else run_comparison(content, settings)
 
@@ -58,8 +64,8 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
     checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     about = {"config": content, "versions": dict(versions())}
     reports = chosen_reports(content["report"])
-    console, results = Console(), []
-    with stopping_at_once():
+    console, results, compared = Console(), [], []
+    with _tracked(content, folder) as tracked, stopping_at_once():
         for part in parts:
             names = ", ".join(c.name for c in part.controllers), ", ".join(t.name for t in part.tasks)
             console.print(f"{part.name}: {names[0]} on {names[1]}.")
@@ -68,16 +74,28 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
             for name, why in result.left_out.items():
                 console.print(f"{part.name}: {name} is left out. {why}", style="bold", markup=False)
             results.append(result)
-            write_part(folder / part.name, result, about)
             if result.evaluation is not None:
+                place = folder / part.name
                 lines, cells = compare(result.evaluation), transfer(result.evaluation, trained_on(part.controllers))
-                write_reports(reports, folder / part.name, result.evaluation, lines, cells, about)
+                standing = shares(result.evaluation) if result.evaluation.percents else []
+                files = write_part(place, result, lines, standing, about)
+                write_reports(reports, place, result.evaluation, lines, cells, about)
+                pictures = [path for path in files if path.suffix == ".png"]
+                compared.append(Compared(part.name, result.evaluation, lines, cells, part.protocol, standing, pictures))
             found = evidence(results)
             written = write_evidence(folder, results, found, about)  # what is known so far
-    checkpoints.clear()
-    console.print(claims_table(found.claims))
-    for path in written:
-        console.print(f"wrote {path}")
+        checkpoints.clear()
+        console.print(claims_table(found.claims))
+        for path in written:
+            console.print(f"wrote {path}")
+        methods = [controller for part in parts for controller in part.controllers]
+        tables: dict[str, Sequence[Any]] = {
+            "promises": found.claims,
+            "standings": found.standings,
+            "compute": found.compute,
+        }
+        tracked.keep(compared, methods, about, tables)
+        _tell(console, content, folder, tracked, compared, evidence_markdown(results, found))
     return found
 
 
@@ -100,23 +118,37 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
     checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     console = Console()
     console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
-    with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
-        evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
-    checkpoints.clear()
-    lines, cells = compare(evaluation), transfer(evaluation, homes)
-    standing = shares(evaluation) if evaluation.percents else []
-    about = {
-        "transfer": [asdict(cell) for cell in cells],
-        "shares": [asdict(item) for item in standing],
-        "config": content,
-        "versions": dict(versions()),
-    }
-    written = write_results(folder, evaluation, lines, about)
-    if cells:
-        written += write_transfer(folder, cells)
-    if standing:
-        written += write_shares(folder, standing)
-    written += write_reports(chosen_reports(content["report"]), folder, evaluation, lines, cells, about)
+    with _tracked(content, folder) as tracked:
+        with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
+            evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
+        checkpoints.clear()
+        lines, cells = compare(evaluation), transfer(evaluation, homes)
+        standing = shares(evaluation) if evaluation.percents else []
+        about = {
+            "transfer": [asdict(cell) for cell in cells],
+            "shares": [asdict(item) for item in standing],
+            "config": content,
+            "versions": dict(versions()),
+        }
+        written = write_results(folder, evaluation, lines, about)
+        if cells:
+            written += write_transfer(folder, cells)
+        if standing:
+            written += write_shares(folder, standing)
+        pictures = [path for path in written if path.suffix == ".png"]
+        written += write_reports(chosen_reports(content["report"]), folder, evaluation, lines, cells, about)
+        _print_comparison(console, evaluation, lines, cells, standing)
+        for path in written:
+            console.print(f"wrote {path}")
+        compared = [Compared("", evaluation, lines, cells, settings, standing, pictures)]
+        tracked.keep(compared, controllers, about)
+        _tell(console, content, folder, tracked, compared)
+    return evaluation
+
+
+def _print_comparison(
+    console: Console, evaluation: Evaluation, lines: list[Line], cells: Sequence[Cell], standing: Sequence[Shares]
+) -> None:
     for table in tables(lines):
         console.print(table)
     console.print(
@@ -127,7 +159,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
         for table in shares_tables(standing):
             console.print(table)
         console.print(SHARES_LEGEND, highlight=False)
-    if cells and (len(homes) > 1 or len(tasks) > 1):
+    if cells and (len({cell.policy for cell in cells}) > 1 or len({cell.task for cell in cells}) > 1):
         for table in transfer_tables(cells):
             console.print(table)
         console.print(LEGEND, highlight=False)
@@ -139,9 +171,38 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
             f"has test loss {item.test_loss:.4f}.",
             highlight=False,
         )
-    for path in written:
-        console.print(f"wrote {path}")
-    return evaluation
+
+
+def _trackers(content: Mapping[str, Any]) -> TrackerConfig:
+    return build(TrackerConfig, content["tracker"], "tracker")
+
+
+def _tracked(content: dict[str, Any], folder: Path) -> closing[EvaluationTracker]:
+    """Begin to track an evaluation, which ends with the block."""
+    return closing(
+        EvaluationTracker(_trackers(content), folder, content["name"], content | {"versions": dict(versions())})
+    )
+
+
+def _tell(
+    console: Console,
+    content: Mapping[str, Any],
+    folder: Path,
+    tracked: EvaluationTracker,
+    parts: Sequence[Compared],
+    evidence_text: str = "",
+) -> None:
+    """Write the W&B report if there is to be one, and say where everything is."""
+    config = _trackers(content).wandb
+    told = tracked.where()
+    if WANDB in chosen_reports(content["report"]):
+        assert config is not None
+        about = {"versions": versions(), "command": command()}
+        facts = wandb_report.describe(parts, config, content["name"], about, evidence_text)
+        console.print(f"wrote {wandb_report.write(folder, facts)}")
+        told.append(wandb_report.publish(folder, config.mode))
+    for line in told:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -38,9 +39,29 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
 
     try:
         check_choices(sys.argv[1:])
+        check_folder(sys.argv[1:], name)
     except GNSError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     main()
+
+
+def check_folder(arguments: Sequence[str], name: str) -> None:
+    """Pass a command line whose folder ``outputs/NAME`` can be written to: Hydra makes it before it calls anything.
+
+    :param arguments: of the command line
+    :param name: of the root configuration, which names the folder where they do not
+    :raises InvalidSettingError: if there is a file in its place, or it is not ours to write
+    """
+    given = [argument.removeprefix("name=").strip("'\"") for argument in arguments if argument.startswith("name=")]
+    named = given[-1] if given else str(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml").name)
+    folder = Path("outputs") / named
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        why = "is not ours to write to" if nearest.is_dir() else "is no folder"
+        raise InvalidSettingError(
+            f"Cannot write to {folder}, since {nearest} {why}; expected a folder to put results in. Move it away, "
+            "choose another name, or start in another folder."
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

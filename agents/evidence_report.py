@@ -13,12 +13,12 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.comparison import compare
+from agents.comparison import Line
 from agents.evidence import Evidence, OpenLoop, Standing
 from agents.evidence_plots import draw_relative_rates
 from agents.promises import Claim
 from agents.report import plain_json, write_results
-from agents.shares import shares, write_shares
+from agents.shares import Shares, write_shares
 from agents.suite import PartResult
 
 _PROMISE = {
@@ -39,18 +39,22 @@ _LEGEND = (
 )
 
 
-def write_part(folder: Path, result: PartResult, about: dict[str, Any]) -> list[Path]:
+def write_part(
+    folder: Path, result: PartResult, lines: list[Line], standing: Sequence[Shares], about: dict[str, Any]
+) -> list[Path]:
     """Write what :func:`agents.report.write_results` does of a part, its shares, and its plot of relative rates.
 
+    :param lines: the part's comparison
+    :param standing: its shares; empty where budgets are no percentages
     :param about: see there
     :return: the files; none if all tasks were left out
     """
     if result.evaluation is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_results(folder, result.evaluation, compare(result.evaluation), about)
-    if result.evaluation.percents:
-        written += write_shares(folder, shares(result.evaluation))
+    written = write_results(folder, result.evaluation, lines, about)
+    if standing:
+        written += write_shares(folder, standing)
     return [*written, *draw_relative_rates(folder / "relative_rates.png", result)]
 
 

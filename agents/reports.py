@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from agents.transfer import Cell
 from gns.errors import InvalidSettingError, UnknownNameError
 
 Report = Callable[[Path, Evaluation, Sequence[Line], Sequence[Cell], Mapping[str, Any]], Path]
-REPORTS: dict[str, Report] = {"html": write_html}
+REPORTS: dict[str, Report] = {"html": write_html}  # of one comparison each
+WANDB = "wandb"  # of all of an evaluation, on its runs: agents.wandb_report
 
 
 def chosen_reports(setting: Any) -> list[str]:
@@ -28,11 +30,11 @@ def chosen_reports(setting: Any) -> list[str]:
     names = [setting] if isinstance(setting, str) else [] if setting is None else setting
     if not isinstance(names, list | tuple):
         raise InvalidSettingError(
-            f"report is {setting!r}; expected a name or a list of names: {', '.join(sorted(REPORTS))}."
+            f"report is {setting!r}; expected a name or a list of names: {', '.join(sorted([*REPORTS, WANDB]))}."
         )
     for name in names:
-        if name not in REPORTS:
-            raise UnknownNameError("report", name, REPORTS)
+        if name not in (*REPORTS, WANDB):
+            raise UnknownNameError("report", name, [*REPORTS, WANDB])
     return list(dict.fromkeys(names))
 
 
@@ -44,10 +46,21 @@ def write_reports(
     cells: Sequence[Cell],
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write the reports of these names into a folder and return their paths.
+    """Write the reports of these names on one comparison into a folder and return their paths.
 
     :param about: ``config`` and ``versions``; words of the command line are added where Hydra was started with any
     """
-    if HydraConfig.initialized():
-        about = {**about, "overrides": list(HydraConfig.get().overrides.task)}
-    return [REPORTS[name](folder, evaluation, lines, cells, about) for name in names]
+    words = overrides()
+    about = about if words is None else {**about, "overrides": words}
+    return [REPORTS[name](folder, evaluation, lines, cells, about) for name in names if name in REPORTS]
+
+
+def overrides() -> list[str] | None:
+    """Return the words of the command line; None where Hydra was started with none."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+
+
+def command() -> str:
+    """Return the command line; empty where it is not known."""
+    words = overrides()
+    return "" if words is None else shlex.join(["python", "evaluate.py", *words])

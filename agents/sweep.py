@@ -20,6 +20,7 @@ from envs.learning_rate_env import Episode
 from envs.memory import out_of_memory
 from envs.tasks import Split, Task
 from envs.training_run import evaluate_split
+from gns.errors import InvalidSettingError
 
 PATH_POINTS = 100  # points of a rate path that are kept
 ATTEMPTS = 2  # at a job that is lost
@@ -84,6 +85,7 @@ def run_jobs(
     :param engine: what runs them. Changes no row
     :param checkpoints: where runs under way are kept, so that one that is lost goes on; needs a cache. Changes no row
     :raises MissingPackageError: if the engine is not installed
+    :raises InvalidSettingError: if a row of the cache lacks columns
     """
     rows: list[dict[str, Any]] = [{} for _ in jobs]
     places: dict[str | int, list[int]] = {}  # jobs by key, or by their number where there is none
@@ -108,6 +110,8 @@ def run_jobs(
             kept = checkpoints.of(place) if checkpoints is not None and isinstance(place, str) else None
             wanted[place] = replace(jobs[numbers[0]], checkpoints=kept)
         else:
+            assert cache is not None
+            _require_columns(known, jobs[numbers[0]], cache.path)
             deliver(place, known)
 
     def fail(place: str | int, why: str) -> None:
@@ -174,6 +178,15 @@ def _blank(job: Job) -> dict[str, Any]:
         "seconds": 0.0,
         "rollbacks": 0,
     }
+
+
+def _require_columns(row: dict[str, Any], job: Job, path: Path) -> None:
+    missing = sorted({*_blank(job), "path"} - {"controller"} - set(row))
+    if missing:
+        raise InvalidSettingError(
+            f"A row of {path} lacks the columns {', '.join(missing)}; expected all that "
+            "this version writes. Move the file away, or set cache: false."
+        )
 
 
 def _failed(job: Job, why: str) -> dict[str, Any]:

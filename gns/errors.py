@@ -50,6 +50,10 @@ class MissingPackageError(GNSError, ImportError):
     """An optional package is not installed."""
 
 
+class ReportError(GNSError, RuntimeError):
+    """A report cannot be saved where it is to be shown."""
+
+
 class CheckpointError(GNSError, OSError):
     """A checkpoint cannot be written to disk, or the folder of checkpoints not be read."""
 

@@ -1,6 +1,7 @@
 """Settings for all tests: one thread, as collection and evaluation run; no network; made-up data from the Hub."""
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -60,3 +61,19 @@ def denormals():
     """Training flushes denormals for the rest of its process; the next test finds floating point as it should be."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever connects to another machine fails, and is noted: in this process, whose client starts a local one."""
+    tried, connect = [], socket.socket.connect
+
+    def refuse(self, address):
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not local:
+            tried.append(address)
+            raise OSError("no network")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return tried

@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import socket
 
 import pandas as pd
 import pytest
@@ -24,22 +23,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return tmp_path
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Whatever connects to another machine fails, and is noted: in this process, whose client starts a local one."""
-    tried, connect = [], socket.socket.connect
-
-    def refuse(self, address):
-        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
-        if not local:
-            tried.append(address)
-            raise OSError("no network")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    return tried
 
 
 def trained(compose, *overrides: str):

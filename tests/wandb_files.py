@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 _BLOCK = 32768
@@ -13,7 +14,8 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> list[Any]:
-    """Return the records of a ``.wandb`` file."""
+    """Return the records of a ``.wandb`` file, once the client's own process has written all that it was given."""
+    wandb.teardown()
     data, place, found, parts = path.read_bytes(), _HEADER, [], b""
     assert data[:4] == b":W&B"
     while place + _HEADER <= len(data):

@@ -28,6 +28,13 @@ class Tracker:
         :param name: letters, digits and underscores
         """
 
+    def lines(self, rows: pd.DataFrame, x: str) -> None:
+        """Keep curves.
+
+        :param rows: a column a curve, and one that they are drawn against; what is not finite is no point
+        :param x: name of that column, such as ``progress``
+        """
+
     def image(self, name: str, path: Path) -> None:
         """Keep a picture.
 
@@ -39,6 +46,14 @@ class Tracker:
 
         :param folder: with ``config.json``, ``model.safetensors`` and its model card
         :param card: what it was trained on
+        """
+
+    def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
+        """Note a policy that was kept before as what is tried here.
+
+        :param name: of the run that made it
+        :param folder: see :meth:`policy`
+        :param card: see there
         """
 
     def summary(self, figures: Mapping[str, Any]) -> None:
@@ -71,6 +86,11 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             tracker.table(name, rows)
 
+    def lines(self, rows: pd.DataFrame, x: str) -> None:
+        """Give each the curves."""
+        for tracker in self.trackers:
+            tracker.lines(rows, x)
+
     def image(self, name: str, path: Path) -> None:
         """Give each the picture."""
         for tracker in self.trackers:
@@ -80,6 +100,11 @@ class Trackers(Tracker):
         """Give each the policy."""
         for tracker in self.trackers:
             tracker.policy(name, folder, card)
+
+    def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
+        """Tell each of the policy."""
+        for tracker in self.trackers:
+            tracker.use_policy(name, folder, card)
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Give each the summary."""

@@ -49,14 +49,23 @@ class TrackerConfig:
     wandb: WandbConfig | None = None
 
 
-def make_tracker(config: TrackerConfig, folder: Path, name: str, kind: str, settings: Mapping[str, Any]) -> Tracker:
+def make_tracker(
+    config: TrackerConfig,
+    folder: Path,
+    name: str,
+    kind: str,
+    settings: Mapping[str, Any],
+    wandb_folder: Path | None = None,
+) -> Tracker:
     """Return the trackers of a command as one.
 
     :param folder: of the command's outputs
     :param name: of what it makes
     :param kind: what it does, such as ``train``
     :param settings: its resolved configuration
+    :param wandb_folder: where several runs of Weights & Biases are together, in a folder ``wandb``; None: ``folder``
     :raises MissingPackageError: if a tracker's package is not installed
+    :raises InvalidSettingError: if Weights & Biases is to be online and no account is known
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
@@ -70,5 +79,5 @@ def make_tracker(config: TrackerConfig, folder: Path, name: str, kind: str, sett
     if config.wandb is not None:
         from agents.trackers.weights_and_biases import WandbTracker
 
-        trackers.append(WandbTracker(folder, config.wandb, name, kind, settings))
+        trackers.append(WandbTracker(folder, config.wandb, name, kind, settings, wandb_folder))
     return Trackers(trackers)

@@ -62,6 +62,14 @@ class CSVTracker(Tracker):
         """Write ``NAME.csv``."""
         rows.to_csv(self._folder / f"{name}.csv", index=False)
 
+    def lines(self, rows: pd.DataFrame, x: str) -> None:
+        """Add to ``x.csv``, a row a point: curve, place and value."""
+        long = rows.melt(x, var_name="curve").dropna()
+        path = self._folder / f"{x}.csv"
+        known = [pd.read_csv(path)] if path.exists() else []
+        known = [old[~old.curve.isin(long.curve)] for old in known]
+        pd.concat([*known, long[["curve", x, "value"]]]).to_csv(path, index=False)
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         (self._folder / "summary.json").write_text(json.dumps(dict(figures), indent=2), encoding="utf-8")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
 from agents.trackers.base import Tracker
 from agents.trackers.config import WandbConfig
-from gns.errors import MissingPackageError
+from gns.errors import InvalidSettingError, MissingPackageError
 
 
 class _History(KVWriter):
@@ -40,10 +43,21 @@ class WandbTracker(Tracker):
     :param name: of the run
     :param kind: what it does, such as ``train``
     :param settings: the resolved configuration
+    :param files: where the folder ``wandb`` is that several runs of one command share; None: ``folder``, and the run is
+        the one that ``wandb.run`` names
     :raises MissingPackageError: if wandb is not installed
+    :raises InvalidSettingError: if it is to be online and no account is known
     """
 
-    def __init__(self, folder: Path, config: WandbConfig, name: str, kind: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: WandbConfig,
+        name: str,
+        kind: str,
+        settings: Mapping[str, Any],
+        files: Path | None = None,
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -51,22 +65,30 @@ class WandbTracker(Tracker):
                 "tracker=wandb needs the package wandb, which is not installed; pip install wandb, or pick another "
                 "tracker: tensorboard, csv or none."
             ) from error
-        self._wandb, self._mode, self._folder = wandb, config.mode, folder
+        self._wandb, self._mode, self._files = wandb, config.mode, files or folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            name=name,
-            group=config.group,
-            tags=list(config.tags),
-            job_type=kind,
-            config=dict(settings),
-            mode=config.mode,  # type: ignore[arg-type]
-            dir=str(folder.resolve()),  # whoever writes may be a process started elsewhere
-            id=_kept_id(folder / "wandb-run-id"),
-            resume="allow",
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        )
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # or it takes our package agents for one of that name
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                name=name,
+                group=config.group,
+                tags=list(config.tags),
+                job_type=kind,
+                config=dict(settings),
+                mode=config.mode,  # type: ignore[arg-type]
+                dir=str(self._files.resolve()),  # whoever writes may be a process started elsewhere
+                id=_kept_id(folder / "wandb-run-id"),
+                resume="allow",
+                reinit="default" if files is None else "create_new",
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            )
+        except wandb.errors.UsageError as error:
+            raise InvalidSettingError(
+                f"tracker.wandb.mode is {config.mode!r} and W&B does not take it ({error}); expected an account, by "
+                "wandb login or WANDB_API_KEY. Or set tracker.wandb.mode=offline, and synchronise later."
+            ) from error
 
     def writers(self) -> list[KVWriter]:
         """Return the writer of the run's history."""
@@ -82,16 +104,43 @@ class WandbTracker(Tracker):
         """Log a ``wandb.Table``."""
         self._run.log({name: self._wandb.Table(dataframe=rows)})
 
+    def lines(self, rows: pd.DataFrame, x: str) -> None:
+        """Log into the run's history, each curve with ``x`` as its own axis; no last value goes into the summary."""
+        self._run.define_metric(x, hidden=True, summary="none")
+        for name in rows.columns.drop(x):
+            self._run.define_metric(name, step_metric=x, summary="none")
+        for row in rows.to_dict(orient="records"):
+            points = {str(name): value for name, value in row.items() if math.isfinite(value)}
+            if len(points) > 1:
+                self._run.log(points)
+
     def image(self, name: str, path: Path) -> None:
         """Log a ``wandb.Image``."""
         self._run.log({name: self._wandb.Image(str(path))})
 
     def policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
         """Log the folder as a version of an artifact of type ``policy``, made by this run."""
-        artifact = self._wandb.Artifact(f"policy-{name}", type="policy", metadata=dict(card))
+        self._run.log_artifact(self._artifact(name, folder, card))
+
+    def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
+        """Note the artifact's name and digest in the run's config, and that the run uses it.
+
+        The client can declare the latter online only; where the same files were kept before, the server finds them by
+        their digest and takes that version.
+        """
+        artifact = self._artifact(name, folder, card)
+        self._run.config.update({"policy_artifact": artifact.name, "policy_digest": artifact.digest})
+        if self._mode == "online":
+            self._run.use_artifact(artifact)
+
+    def _artifact(self, name: str, folder: Path, card: Mapping[str, Any]) -> Any:
+        """Return a policy's files as an artifact that is nowhere yet."""
+        own = re.sub(r"[^\w.-]", "_", name)
+        artifact = self._wandb.Artifact(f"policy-{own}", type="policy", metadata=dict(card))
         for path in sorted(folder.iterdir()):
-            artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
+            if path.is_file():
+                artifact.add_file(str(path))
+        return artifact
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Update the run's summary."""
@@ -100,7 +149,7 @@ class WandbTracker(Tracker):
     def where(self) -> list[str]:
         """Say how the run is looked at."""
         if self._mode == "offline":
-            return [f"W&B: wandb sync {self._folder / 'wandb' / Path(self._run.dir).parent.name}"]
+            return [f"W&B: wandb sync {self._files / 'wandb' / Path(self._run.dir).parent.name}"]
         return [f"W&B: {self._run.url}"] if self._mode == "online" else []
 
     def close(self) -> None:
