@@ -129,7 +129,7 @@ def figures(parts: Sequence[Compared], controller: str) -> dict[str, Any]:
     ``collapsed``: share of the runs that its result is of whose test loss is above
     :data:`agents.transfer.COLLAPSE` times that schedule's, or not finite; ``cost``: updates one result takes over the
     budget; ``rollbacks`` and ``evaluations`` (passes over the reward split) a run; ``time_over_schedules``: geometric
-    mean of seconds an update over the schedules'; then what all its runs took.
+    mean of seconds an update, the median over runs, over the schedules'; then what all its runs took.
     """
     ratios, collapsed, costs, times, rollbacks, evaluations = [], [], [], [], [], []
     means: dict[str, float] = {}
@@ -180,9 +180,9 @@ def _error(part: Compared, line: Line) -> float:
 
 
 def _seconds(runs: pd.DataFrame) -> float:
-    """Return the seconds of an update."""
-    updates = float((runs.updates + runs.search_updates).sum())
-    return float(runs.seconds.sum()) / updates if updates else math.nan
+    """Return the seconds of an update, the median over runs."""
+    made = runs.updates + runs.search_updates
+    return float((runs.seconds / made)[made > 0].median())
 
 
 def _geometric(values: Sequence[float]) -> float:
