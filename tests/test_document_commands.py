@@ -55,6 +55,10 @@ def test_every_command_is_of_a_kind_that_is_checked(root):
         elif program == "pip":
             extras = [extra for word in rest for extra in re.findall(r"\[(\w+)\]", word)]
             assert all(f"\n{extra} =\n" in setup for extra in extras), (name, words)
+        elif program == "wandb":
+            from wandb.cli.cli import cli
+
+            assert rest[0] in cli.commands, (name, words)
         else:
             assert program in (*OTHERS, "train_agent.py", "evaluate.py"), (name, words)
 
