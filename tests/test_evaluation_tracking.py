@@ -74,8 +74,9 @@ def test_an_evaluation_leaves_a_run_a_controller_and_one_of_the_whole(here, comp
     folder = here / "outputs" / "x"
     assert no_network == []
     found = runs_in(folder)
-    assert list(found) == [("report", "summary")] + [("evaluate", name) for name in ("rex", "cosine", "policy")]
-    whole, rex, _, policy = (run_of(paths[0]) for paths in found.values())
+    wanted = [("report", "summary"), ("evaluate", "rex"), ("evaluate", "policy")]
+    assert set(found) == {*wanted, ("evaluate", "cosine")}  # folders of one second are in no order
+    whole, rex, policy = (run_of(found[key][0]) for key in wanted)
 
     assert rex["config"]["controller"] == {**rex["config"]["controller"], "name": "rex", "kind": "schedule"}
     assert rex["config"]["protocol"]["seeds"] == 2 and "torch" in rex["config"]["versions"]
@@ -145,7 +146,7 @@ def test_a_suite_has_a_run_a_controller_with_all_its_parts(here, compose, monkey
     overrides = ["controller=[rex,policy]", "tracker=[csv,wandb]", "report=wandb", "seeds=1", suite]
     evaluate.run(compose("evaluate", *kept, *overrides))
     folder = here / "outputs" / "x"
-    assert list(runs_in(folder)) == [("report", "summary"), ("evaluate", "rex"), ("evaluate", "policy")]
+    assert set(runs_in(folder)) == {("report", "summary"), ("evaluate", "rex"), ("evaluate", "policy")}
     results = pd.read_csv(folder / "tracking" / "evaluate" / "rex" / "csv" / "results.csv")
     assert results.groupby("part").size().to_dict() == {"home": 2, "away": 2}
     rex = run_of(runs_in(folder)["evaluate", "rex"][0])
