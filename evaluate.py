@@ -193,10 +193,10 @@ def _tell(
     evidence_text: str = "",
 ) -> None:
     """Write the W&B report if there is to be one, and say where everything is."""
-    config = _trackers(content).wandb
     told = tracked.where()
     if WANDB in chosen_reports(content["report"]):
-        assert config is not None
+        config = tracked.config.wandb
+        assert config is not None  # or it would have been refused before any run
         about = {"versions": versions(), "command": command()}
         facts = wandb_report.describe(parts, config, content["name"], about, evidence_text)
         console.print(f"wrote {wandb_report.write(folder, facts)}")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from agents.comparison import Line
 from agents.evaluation import SETTING, Evaluation, EvaluationConfig
-from agents.html_paths import mean_losses, mean_path
+from agents.mean_paths import mean_losses, mean_path
 from agents.shares import Shares
 from agents.transfer import COLLAPSE, Cell
 

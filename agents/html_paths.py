@@ -16,6 +16,7 @@ import pandas as pd
 from agents.evaluation import SETTING, Evaluation
 from agents.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, Look, Plot, Series, path_of, setting_of
 from agents.html_tables import Column, Table, number
+from agents.mean_paths import geometric_mean, log_losses, log_rates, progress_of
 
 _POINTS = 60  # of a path, at most
 _SHARES = {"first update": 0.0, "a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "at 95 %": 0.95}
@@ -49,27 +50,23 @@ def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look
     :param runs: of one setting
     :param points: of a path, at most
     """
-    curves = _curves(runs, evaluation, _log_rates(evaluation, runs))
+    curves = _curves(runs, evaluation, log_rates(evaluation, runs))
     shown = [v for c in curves for t, v in zip(c.progress, c.values, strict=True) if t < 0.95 and v > 0]
     y_axis = Axis(0.7 * min(shown, default=1e-4), 1.4 * max(shown, default=1e-1), BOTTOM, TOP)
-    paths: dict[str, list[tuple[str, str]]] = {}
-    for curve in curves:
-        # Once a rate has fallen below the plot its line ends there.
-        places = [
-            (_PROGRESS.place(curve.progress[i]), y_axis.place(curve.values[i]))
-            for i in curve.thinned(points)
-            if y_axis.low <= curve.values[i] or (i and curve.values[i - 1] >= y_axis.low)
-        ]
-        paths.setdefault(curve.name, []).append((path_of(places) if places else "", curve.words))
+    # Once a rate has fallen below the plot its line ends there.
+    places = [
+        [i for i in curve.thinned(points) if y_axis.low <= curve.values[i] or (i and curve.values[i - 1] >= y_axis.low)]
+        for curve in curves
+    ]
     return Plot(
         title := "Learning rate over progress",
         "share of the budget spent",
         "learning rate",
         _PROGRESS.ticks(),
         y_axis.ticks(),
-        [Series(style[name], lines) for name, lines in paths.items()],
+        _series(curves, places, y_axis, style),
         _halfway(curves, "the rate", ".2g"),
-        _figures(title, runs, curves),
+        _figures(f"{title}: {setting_of(runs)}", curves),
         "Schedules from their tuned rate, policies from each initial rate.",
     )
 
@@ -85,20 +82,17 @@ def training_losses(
     """
     if not evaluation.losses:
         return None
-    curves = _curves(runs, evaluation, _log_losses(evaluation, runs))
+    curves = _curves(runs, evaluation, log_losses(evaluation, runs))
     shown = [value for curve in curves for value in curve.values if 0 < value < math.inf]
     firsts = [curve.at(0.0) for curve in curves if 0 < curve.at(0.0) < math.inf]
     if not firsts:
         return None
     top = min(1.15 * max(shown), _ROOM * median(firsts))
     y_axis = Axis(min(0.85 * min(shown), 0.5 * top), top, BOTTOM, TOP)
-    paths: dict[str, list[tuple[str, str]]] = {}
-    above = 0
-    for curve in curves:
-        known = [i for i in curve.thinned(points) if curve.values[i] > 0]  # not NaN: where all runs had been given up
-        above += any(curve.values[i] > top for i in known)
-        places = [(_PROGRESS.place(curve.progress[i]), y_axis.place(min(curve.values[i], top))) for i in known]
-        paths.setdefault(curve.name, []).append((path_of(places) if places else "", curve.words))
+    places = [  # not NaN: where all runs had been given up
+        [i for i in curve.thinned(points) if curve.values[i] > 0] for curve in curves
+    ]
+    above = sum(any(curve.values[i] > top for i in numbers) for curve, numbers in zip(curves, places, strict=True))
     note = f"{above} line{'s' if above > 1 else ''} along the top: above it there, or diverged." if above else ""
     return Plot(
         title := "Training loss over progress",
@@ -106,40 +100,11 @@ def training_losses(
         "loss of the batches",
         _PROGRESS.ticks(),
         y_axis.ticks(),
-        [Series(style[name], lines) for name, lines in paths.items()],
+        _series(curves, places, y_axis, style),
         _halfway(curves, "the training loss", ".3g"),
-        _figures(title, runs, curves),
+        _figures(f"{title}: {setting_of(runs)}", curves),
         note,
     )
-
-
-def mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return progress and the geometric mean of the rates over runs: float (points,) each; NaN where all had ended.
-
-    :param runs: of one setting
-    """
-    return _progress(evaluation, runs), _geometric_mean(_log_rates(evaluation, runs))
-
-
-def mean_losses(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray | None:
-    """Return the geometric mean over runs of the training losses at the points of :func:`mean_path`, if known."""
-    return _geometric_mean(_log_losses(evaluation, runs)) if evaluation.losses else None
-
-
-def _progress(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
-    return np.array([share for share, _ in evaluation.paths[int(runs.index[0])]], dtype=float)
-
-
-def _log_rates(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
-    """Logarithms of the rates: float (runs, points), NaN where a run had ended."""
-    rates = np.array([[rate for _, rate in evaluation.paths[int(row)]] for row in runs.index], dtype=float)
-    return np.log(np.maximum(rates, 1e-30))
-
-
-def _log_losses(evaluation: Evaluation, runs: pd.DataFrame) -> np.ndarray:
-    losses = np.array([evaluation.losses[int(row)] for row in runs.index], dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log(losses))
 
 
 def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> list[_Curve]:
@@ -148,7 +113,7 @@ def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> lis
     :param logs: logarithms by run and point, NaN where a run had ended: float (runs, points)
     """
     tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
-    progress = _progress(evaluation, runs)
+    progress = progress_of(evaluation, runs)
     places = pd.Series(range(len(runs)), runs.index)
     found = []
     for name, own in runs.groupby("controller", sort=False):
@@ -156,16 +121,22 @@ def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> lis
         for start in [float(tuned[key])] if key in tuned.index else sorted(own.initial_lr.unique()):
             part = logs[places[own.index[own.initial_lr == start]]]
             words = str(name) if name in evaluation.own_rates else f"{name} from {start:.2g}"
-            found.append(_Curve(str(name), float(start), words, progress, _geometric_mean(part)))
+            found.append(_Curve(str(name), float(start), words, progress, geometric_mean(part)))
     return found
 
 
-def _geometric_mean(logs: np.ndarray) -> np.ndarray:
-    """Return the mean over runs, float (points,); NaN where all had ended, infinite where one had diverged."""
-    known = ~np.isnan(logs)
-    sums, counts = np.where(known, logs, 0.0).sum(axis=0), known.sum(axis=0)
-    with np.errstate(over="ignore"):
-        return np.exp(np.where(counts > 0, sums / np.maximum(counts, 1), math.nan))
+def _series(
+    curves: Sequence[_Curve], places: Sequence[Sequence[int]], y_axis: Axis, style: dict[str, Look]
+) -> list[Series]:
+    """Return the lines of each controller.
+
+    :param places: numbers of the points of each curve that are drawn
+    """
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for curve, numbers in zip(curves, places, strict=True):
+        points = [(_PROGRESS.place(curve.progress[i]), y_axis.place(curve.values[i])) for i in numbers]
+        lines.setdefault(curve.name, []).append((path_of(points) if points else "", curve.words))
+    return [Series(style[name], own) for name, own in lines.items()]
 
 
 def _halfway(curves: Sequence[_Curve], what: str, form: str) -> str:
@@ -182,7 +153,7 @@ def _halfway(curves: Sequence[_Curve], what: str, form: str) -> str:
     )
 
 
-def _figures(title: str, runs: pd.DataFrame, curves: Sequence[_Curve]) -> Table:
+def _figures(title: str, curves: Sequence[_Curve]) -> Table:
     columns = [Column("controller"), *(Column(name, True) for name in ("initial rate", *_SHARES))]
     rows = [
         [
@@ -192,4 +163,4 @@ def _figures(title: str, runs: pd.DataFrame, curves: Sequence[_Curve]) -> Table:
         ]
         for curve in curves
     ]
-    return Table(f"{title}: {setting_of(runs)}", columns, rows)
+    return Table(title, columns, rows)

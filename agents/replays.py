@@ -11,7 +11,6 @@ logarithm of the rate is linear in between: exact for budgets below 200 updates.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ import pandas as pd
 from agents.controllers import Controller
 from agents.controllers.replay import ReplayController
 from agents.evaluation import SETTING, Evaluation, EvaluationConfig, of, runs_frame, starts_anywhere
+from agents.mean_paths import geometric_mean
 from agents.results_cache import ResultsCache
 from agents.sweep import Job, RunCheckpoints, run_jobs
 from envs.learning_rate_env import Episode
@@ -102,9 +102,7 @@ def controls(paths: dict[int, Path]) -> dict[int, dict[str, Any]]:
 
 def mean_path(paths: Sequence[Path]) -> Path:
     """Return the geometric mean of the rates at each point of progress, over the paths that have one there."""
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # points at which every run was over: NaN
-        means = np.exp(np.nanmean(np.log(np.array([[rate for _, rate in path] for path in paths])), axis=0))
+    means = geometric_mean(np.log(np.array([[rate for _, rate in path] for path in paths])))
     return [(t, float(mean)) for (t, _), mean in zip(paths[0], means, strict=True)]
 
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from agents.comparison import Line, hindsight
 from agents.evaluation import SETTING, Evaluation
+from agents.mean_paths import geometric_deviation, log_rates, mean_path
 from gns.errors import InvalidSettingError
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness.
@@ -213,21 +213,22 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
         key = (*own[SETTING].iloc[0], name)
         if key in tuned.index:
             rate = float(tuned[key])
-            progress, mean, _ = _mean_path(evaluation, own[own.initial_lr == rate])
+            progress, mean = mean_path(evaluation, own[own.initial_lr == rate])
             axis, colour = axes[0 if name in evaluation.references else 1], COLOURS[number % len(COLOURS)]
             axis.plot(progress, mean, label=f"{name} ({rate:.2g})", color=colour, linewidth=1.6)
             continue
         starts = sorted(own.initial_lr.unique())
         for position, start in enumerate(starts):
-            progress, mean, spread = _mean_path(evaluation, own[own.initial_lr == start])
+            part = own[own.initial_lr == start]
+            (progress, mean), spread = mean_path(evaluation, part), geometric_deviation(log_rates(evaluation, part))
             shade: Any = shades(0.9 * position / max(1, len(starts) - 1))
             label = name if name in evaluation.own_rates else f"{name} from {start:.1g}"
             if several:  # too many lines to name each: one colour a policy
                 shade, label = COLOURS[number % len(COLOURS)], name if position == 0 else "_"
             axes[1].plot(progress, mean, label=label, color=shade, linewidth=1.8)
             axes[1].fill_between(progress, mean / spread, mean * spread, color=shade, alpha=0.15, linewidth=0)
-    for axis, part in zip(axes, ("schedules at their tuned rate", "learned or adaptive"), strict=True):
-        axis.set(yscale="log", xlabel="progress", title=part)
+    for axis, heading in zip(axes, ("schedules at their tuned rate", "learned or adaptive"), strict=True):
+        axis.set(yscale="log", xlabel="progress", title=heading)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
@@ -237,10 +238,3 @@ def _draw_rates(path: Path, title: str, runs: pd.DataFrame, evaluation: Evaluati
     figure.suptitle(f"{title}: learning rate, geometric mean (band: s.d.) over seeds")
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _mean_path(evaluation: Evaluation, runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    paths = np.array([evaluation.paths[int(index)] for index in runs.index])
-    logs = np.ma.masked_invalid(np.log(np.maximum(paths[:, :, 1], 1e-30)))  # runs that ended early leave gaps
-    mean, deviation = logs.mean(axis=0), logs.std(axis=0)
-    return paths[0, :, 0], np.exp(np.ma.filled(mean, np.nan)), np.exp(np.ma.filled(deviation, np.nan))

@@ -181,7 +181,7 @@ def _blank(job: Job) -> dict[str, Any]:
 
 
 def _require_columns(row: dict[str, Any], job: Job, path: Path) -> None:
-    missing = sorted({*_blank(job), "path"} - {"controller"} - set(row))
+    missing = sorted({*_blank(job), "path", "losses"} - {"controller"} - set(row))
     if missing:
         raise InvalidSettingError(
             f"A row of {path} lacks the columns {', '.join(missing)}; expected all that "

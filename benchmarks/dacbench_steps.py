@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 TURN = 0.1  # seconds
 RATE = 1e-3
@@ -144,7 +144,7 @@ def import_torchvision() -> Any:
         import torchvision
     except RuntimeError:
         global _operators
-        _operators = torch.library.Library("torchvision", "DEF")
+        _operators = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             _operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision

@@ -207,11 +207,7 @@ def _is_pickle(content: bytes) -> bool:
     if content.startswith(b"PK\x03\x04"):
         try:
             names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-        except (
-            zipfile.BadZipFile,
-            ValueError,
-            NotImplementedError,
-        ):  # zipfile raises the last on a newer format
+        except (zipfile.BadZipFile, ValueError, RuntimeError):  # the last: a zip of a newer format
             return b"data.pkl" in content[:4096]  # truncated: the first entry of what torch.save writes
         return any(name.endswith(".pkl") for name in names)
     if not 1 < len(content) <= _MAX_SCANNED_BYTES:

@@ -33,13 +33,14 @@ class EvaluationTracker:
     :param folder: of the evaluation's outputs
     :param name: of the evaluation, and of the group where the configuration names none
     :param settings: its resolved configuration
+    :ivar config: which trackers there are, W&B with the group that is taken
     :raises GNSError: see :func:`agents.trackers.make_tracker`
     """
 
     def __init__(self, config: TrackerConfig, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         if config.wandb is not None:
             config = replace(config, wandb=replace(config.wandb, group=config.wandb.group or name))
-        self._config, self._folder, self._place = config, folder, folder / "tracking"
+        self.config, self._folder, self._place = config, folder, folder / "tracking"
         self._whole = make_tracker(config, self._place / SUMMARY, SUMMARY, REPORT, settings, folder)
 
     def keep(
@@ -56,14 +57,14 @@ class EvaluationTracker:
         :param about: ``config`` and ``versions``
         :param tables: more tables of the whole, a dataclass a row
         """
-        if self._config == TrackerConfig():
+        if self.config == TrackerConfig():
             return
         by_name = {method.name: method for method in methods}
         rows = []
         for name in controllers(parts):
             place = self._place / EVALUATE / quote(name, safe="").replace(".", "%2E")
             settings = _settings(name, by_name.get(name), parts, about)
-            with closing(make_tracker(self._config, place, name, EVALUATE, settings, self._folder)) as tracker:
+            with closing(make_tracker(self.config, place, name, EVALUATE, settings, self._folder)) as tracker:
                 rows.append(self._keep_controller(tracker, name, by_name.get(name), parts))
         self._keep_whole(parts, pd.DataFrame(rows), tables or {})
 
@@ -101,13 +102,13 @@ class EvaluationTracker:
     def where(self) -> list[str]:
         """Say in a line each where things are and how they are looked at."""
         lines = []
-        if self._config.tensorboard:
+        if self.config.tensorboard:
             lines.append(f"Curves: tensorboard --logdir {self._place}")
-        if self._config.csv:
+        if self.config.csv:
             lines.append(f"Figures: {self._place}")
-        if self._config.wandb is not None and self._config.wandb.mode == "offline":
+        if self.config.wandb is not None and self.config.wandb.mode == "offline":
             lines.append(f"W&B: wandb sync {self._folder}/wandb/offline-run-*")
-        elif self._config.wandb is not None:
+        elif self.config.wandb is not None:
             lines += [line for line in self._whole.where() if line.startswith("W&B")]
         return lines
 
