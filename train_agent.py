@@ -16,6 +16,7 @@ from rich.console import Console
 from agents.command import launch, plain, use_data_root
 from agents.progress import ProgressBar
 from agents.report import prepare_folder
+from agents.results_cache import ResultsCache
 from agents.resuming import Resuming, identity_of
 from agents.settings import build
 from agents.stopping import StopRequest
@@ -45,8 +46,10 @@ def run(config: DictConfig) -> Path:
     console = Console()
     OmegaConf.save(config, folder / "train_config.yaml", resolve=True)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2), encoding="utf-8")
-    tuning = "; tuning schedules to compare with first" if settings.baseline.controllers else ""
-    console.print(f"Training a policy on {_named(tasks)}{tuning}.")
+    first = "; tuning schedules to compare with first" if settings.baseline.controllers else ""
+    console.print(f"Training a policy on {_named(tasks)}{first}.")
+    if settings.imitation.schedule is not None:
+        console.print(f"Before PPO it learns to imitate {settings.imitation.schedule}, tuned on each of them.")
     if validation_tasks:
         console.print(f"The best on {_named(validation_tasks)}, none of which it learns from, is taken.")
     console.print(
@@ -79,6 +82,7 @@ def run(config: DictConfig) -> Path:
             stop=stop,
             validation_tasks=validation_tasks,
             about={"drawn tasks": _of_pool(pool)} if pool.size else {},
+            tuning=ResultsCache(folder / "tuning.jsonl") if settings.imitation.schedule is not None else None,
         )
         target = folder / "policy"
         policy.save_pretrained(target)

@@ -35,7 +35,7 @@ class PPOConfig:
     :param num_envs: environments side by side; a rollout mixes all tasks
     :param together: whether runs of one task and optimizer are trained together, where that is faster; each pair then
         has as many of the environments as any other. Otherwise every episode draws its task and optimizer
-    :param episodes_per_rollout: episodes between two updates of the policy
+    :param episodes_per_rollout: episodes between two updates of the policy; below ``num_envs``: parts of episodes
     :param batch_size: decisions a gradient step
     :param final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly
     :param final_ent_coef: coefficient of the entropy at the end; it goes linearly from ``ent_coef``
@@ -217,7 +217,7 @@ def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
 
     :param decisions: decisions an episode takes at most
     """
-    steps = max(1, config.episodes_per_rollout // config.num_envs) * decisions
+    steps = max(1, config.episodes_per_rollout * decisions // config.num_envs)
 
     def learning_rate(remaining: float) -> float:
         return config.learning_rate * (config.final_learning_rate + (1.0 - config.final_learning_rate) * remaining)

@@ -15,7 +15,9 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from agents.evaluation import require_different_names
+from agents.imitation import ImitationConfig, TunedRates, imitate
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
+from agents.results_cache import ResultsCache
 from agents.resuming import (
     CheckpointConfig,
     Resuming,
@@ -47,6 +49,7 @@ class TrainConfig:
     :param engine: what the workers are. Changes no result
     :param checkpoint: when the state of the training is written
     :param validation: when policies are scored on tasks that are not learned from, to take the best
+    :param imitation: what the policy learns to follow before PPO begins
     """
 
     episodes: int = 2400
@@ -58,9 +61,11 @@ class TrainConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
 
     def __post_init__(self) -> None:
         require_positive("episodes", self.episodes)
+        self.imitation.check(self.env.decision)
         if self.workers < 0:
             raise InvalidSettingError(f"workers is {self.workers}; expected 0 or more.")
         if self.env.decision.features != self.agent.network.features:
@@ -86,6 +91,7 @@ def train(
     stop: StopRequest | None = None,
     validation_tasks: Sequence[Task] = (),
     about: Mapping[str, Any] | None = None,
+    tuning: ResultsCache | None = None,
 ) -> GNSPolicy:
     """Train a policy by PPO on episodes over all tasks, and return it.
 
@@ -101,6 +107,7 @@ def train(
     :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
         score is returned, else the last
     :param about: what the policy's card says besides
+    :param tuning: where runs of the schedule to imitate are kept
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
     :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from
     :raises CheckpointMismatchError: if the newest checkpoint is of a training with other settings
@@ -151,7 +158,7 @@ def train(
                     on_policy(export(), watch.episodes)
 
         def score() -> None:
-            if validation is not None and validation.last < watch.episodes:
+            if validation is not None and (validation.last < watch.episodes or not validation.scores):
                 with torch.random.fork_rng(devices=[]):
                     found = validation.score(model, watch.episodes)
                 _LOGGER.info(
@@ -178,6 +185,11 @@ def train(
             if validation is not None:
                 validation.load_state_dict(state["validation"])
             report(watch.progress())
+        elif config.imitation.schedule is not None:
+            rates = TunedRates(tasks, config.env, config.imitation, config.workers, config.engine, tuning)
+            imitate(model, rates, config.imitation, decision, decisions, lambda: report(watch.progress()))
+            if validation is not None:
+                score()
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
@@ -239,6 +251,7 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         "episodes dropped with lost workers": watch.dropped,
         "seed": config.seed,
         "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
+        **({"begun by imitating": f"tuned {imitated}"} if (imitated := config.imitation.schedule) else {}),
         **chosen,
     }
 
