@@ -89,6 +89,7 @@ class TunedRates:
     the logarithms. The best rate is where the parabola through the best rate tried and its neighbours is lowest.
 
     :param cache: runs done before, and where they are kept
+    :param done: called after every run
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class TunedRates:
         workers: int,
         engine: EngineConfig = PROCESSES,
         cache: ResultsCache | None = None,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         assert config.schedule is not None
         controller = ScheduleController(config.schedule, config.schedule)
@@ -113,7 +115,7 @@ class TunedRates:
                     for seed in range(config.seeds)
                 ]
         losses: dict[tuple[str, str, int], dict[float, list[float]]] = {}
-        for row in run_jobs(jobs, workers, engine=engine, cache=cache):
+        for row in run_jobs(jobs, workers, done, cache, engine):
             by_rate = losses.setdefault((row["task"], row["optimizer"], row["budget"]), {})
             by_rate.setdefault(math.log(row["initial_lr"]), []).append(min(log_loss(row["reward_loss"]), _LOST))
         self._points: dict[tuple[str, str], dict[int, float]] = {}  # ln of the best rate by budget

@@ -166,6 +166,10 @@ def train(
                 )
                 report(watch.progress())
 
+        def stop_if_asked() -> None:
+            if stop is not None:
+                stop.check()
+
         def updated() -> None:
             tell()
             if validation is not None and validation.due(watch.episodes):
@@ -173,8 +177,7 @@ def train(
             stopping = stop is not None and stop.number is not None
             if checkpoints is not None and (checkpoints.due or stopping):
                 checkpoints.write(everything, model.num_timesteps)
-            if stop is not None:
-                stop.check()
+            stop_if_asked()
 
         random_numbers = None if state is None else state["random"]
         watch = Watch(reference, report, updated, config.agent.entropy_coefficient, validation, random_numbers)
@@ -186,8 +189,9 @@ def train(
                 validation.load_state_dict(state["validation"])
             report(watch.progress())
         elif config.imitation.schedule is not None:
-            rates = TunedRates(tasks, config.env, config.imitation, config.workers, config.engine, tuning)
-            imitate(model, rates, config.imitation, decision, decisions, lambda: report(watch.progress()))
+            how = config.imitation
+            rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
+            imitate(model, rates, how, decision, decisions, stop_if_asked)
             if validation is not None:
                 score()
         left = config.total_episodes * decisions - model.num_timesteps

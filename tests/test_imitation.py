@@ -211,6 +211,16 @@ def test_a_training_gone_on_with_does_not_imitate_again(task, tmp_path, monkeypa
     assert same(whole, train([task], CONFIG, checkpoints=checkpoints()))
 
 
+def test_it_ends_early_when_asked_and_its_tuning_is_kept(task, tmp_path):
+    stop, cache = StopRequest(), ResultsCache(tmp_path / "tuning.jsonl")
+    stop.number = 2
+    with pytest.raises(StoppedError):
+        train([task], CONFIG, stop=stop, tuning=cache)
+    assert len(cache) == 1
+    TunedRates([task], ENV, IMITATION, workers=0, cache=cache)
+    assert len(cache) == 6  # it goes on from there
+
+
 def test_a_rollout_may_be_shorter_than_an_episode(task):
     short = replace(AGENT, episodes_per_rollout=4)
     assert agent(task, config=short).n_steps == 2  # 4 episodes of 5 decisions in 8 environments
