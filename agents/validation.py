@@ -18,7 +18,7 @@ from envs.batched.composite import make_vector
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Curriculum, EnvConfig
 from envs.tasks import Task
-from gns.errors import InvalidSettingError, require_count
+from gns.errors import InvalidSettingError, require_count, require_positive
 from gns.features import log_loss
 
 if TYPE_CHECKING:
@@ -32,16 +32,20 @@ class ValidationConfig:
     :param every: episodes of training from one score to the next, at least; 0: the last policy is taken, unscored
     :param num_envs: validation episodes, shared out to the tasks as training's environments are
     :param seed: of the episodes
+    :param floor: a lower final loss counts as this one. Where a task can be learned without error, ln(loss) falls without
+        end, and such a task would decide alone which policy is the best
     """
 
     every: int = 0
     num_envs: int = 64
     seed: int = 0
+    floor: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise InvalidSettingError(f"validation.every is {self.every}; expected 0 or more episodes.")
         require_count("validation.num_envs", self.num_envs)
+        require_positive("validation.floor", self.floor)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Validation:
         if self._venv is None:
             self._venv = self._make()
         ends = _play(model, self._venv, self._config.seed)
-        losses = [log_loss(end["reward_loss"]) for end in ends]
+        losses = [log_loss(max(end["reward_loss"], self._config.floor)) for end in ends]
         score = Score(episodes, float(np.mean(losses)), float(np.mean([end["diverged"] for end in ends])))
         if self.best is None or score.log_loss < min(other.log_loss for other in self.scores):
             self.best = {name: value.clone() for name, value in model.policy.state_dict().items()}

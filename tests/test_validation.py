@@ -126,6 +126,17 @@ def test_the_best_weights_are_kept(model, other, monkeypatch):
     assert [score.log_loss for score in validation.scores] == pytest.approx([2.0, 1.0, 3.0])
 
 
+def test_a_task_learned_without_error_does_not_decide_alone(model, other, monkeypatch):
+    losses = [1e-7, 0.5]
+    monkeypatch.setattr(
+        "agents.validation._play", lambda *_: [{"reward_loss": loss, "diverged": False} for loss in losses]
+    )
+    score = Validation([other], ENV, replace(CONFIG.validation, floor=0.01), workers=0).score(model, 1)
+    assert score.log_loss == pytest.approx((math.log(0.01) + math.log(0.5)) / 2)
+    with pytest.raises(InvalidSettingError, match="validation.floor"):
+        ValidationConfig(floor=0.0)
+
+
 def test_lost_runs_are_told(model, other):
     wild = replace(ENV, optimizers=("sgd",), learning_rates={"sgd": (9.9, 10.0)})
     wild = replace(wild, guard=replace(wild.guard, max_rollbacks=0), decision=replace(wild.decision, max_lr=10.0))
