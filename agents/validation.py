@@ -32,8 +32,8 @@ class ValidationConfig:
     :param every: episodes of training from one score to the next, at least; 0: the last policy is taken, unscored
     :param num_envs: validation episodes, shared out to the tasks as training's environments are
     :param seed: of the episodes
-    :param floor: a lower final loss counts as this one. Where a task can be learned without error, ln(loss) falls without
-        end, and such a task would decide alone which policy is the best
+    :param floor: a lower final loss counts as this one: where a task can be learned without error, ln(loss) falls
+        without end, and such a task would decide alone which policy is the best
     """
 
     every: int = 0

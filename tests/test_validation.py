@@ -133,7 +133,7 @@ def test_a_task_learned_without_error_does_not_decide_alone(model, other, monkey
     )
     score = Validation([other], ENV, replace(CONFIG.validation, floor=0.01), workers=0).score(model, 1)
     assert score.log_loss == pytest.approx((math.log(0.01) + math.log(0.5)) / 2)
-    with pytest.raises(InvalidSettingError, match="validation.floor"):
+    with pytest.raises(InvalidSettingError, match=r"validation\.floor"):
         ValidationConfig(floor=0.0)
 
 
