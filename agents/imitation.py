@@ -154,12 +154,13 @@ def action_towards(rate: float, schedule: str, decision: DecisionConfig, info: M
     middle = min(update + decision.interval(budget) / 2, (update + budget) / 2) / budget
     level = info["learning_rate"] / own(update / budget)
     ratio = rate * get_profile(schedule)(middle) / (level * own(middle))
-    return min(max(math.log(max(ratio, 1e-30)) / math.log(base_of(decision, update)), -1.0), 1.0)
+    reach = reach_of(decision, info)
+    return min(max(math.log(max(ratio, 1e-30)) / reach, -1.0), 1.0) if reach else 0.0
 
 
-def base_of(decision: DecisionConfig, update: int) -> float:
-    """Return what an action of 1 multiplies the rate by at an update."""
-    return decision.base if update else decision.first_base or decision.base
+def reach_of(decision: DecisionConfig, info: Mapping[str, Any]) -> float:
+    """Return what an action of 1 adds to the logarithm of the rate."""
+    return math.log(decision.largest_factor(info["update"] - decision.interval(info["budget"])))
 
 
 @dataclass
@@ -223,7 +224,7 @@ def _play(
             action_towards(target, config.schedule, decision, info) for target, info in zip(targets, infos, strict=True)
         ]
         wanted.append(torch.tensor(actions))
-        weights.append(torch.tensor([math.log(base_of(decision, info["update"])) for info in infos]))
+        weights.append(torch.tensor([reach_of(decision, info) for info in infos]))
         tensors = {name: torch.as_tensor(value) for name, value in observations.items()}
         for name, value in tensors.items():
             seen.setdefault(name, []).append(value)

@@ -29,6 +29,8 @@ class DecisionConfig:
     :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.profiles`
     :param base: largest factor of one decision in ``profile`` and ``recursive``
     :param first_base: that of the first decision, which may have decades of wrong initial rate to undo; None: ``base``
+    :param decide_first: whether the decision before the first update does anything; False: the first interval has the
+        initial rate, as in methods that look at a run before they decide, and the next decision is the first
     :param strength: largest deviation of ``anchored``, in units of ln(rate)
     :param min_lr: lowest rate any parameter group may get
     :param max_lr: highest rate any parameter group may get
@@ -42,6 +44,7 @@ class DecisionConfig:
     profile: str = "rex"
     base: float = 10.0
     first_base: float | None = None
+    decide_first: bool = True
     strength: float = 2.3
     min_lr: float = 1e-8
     max_lr: float = 10.0
@@ -66,8 +69,20 @@ class DecisionConfig:
                 raise InvalidSettingError(
                     f"{name} is {getattr(self, name)}; expected more than 1, since an action multiplies by {name}^a."
                 )
+        if not isinstance(self.decide_first, bool):
+            raise InvalidSettingError(f"decide_first is {self.decide_first!r}; expected true or false.")
         if self.min_lr >= self.max_lr:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
+
+    def largest_factor(self, decided_at: int) -> float:
+        """Return what an action of 1 multiplies the rate by in ``profile`` and ``recursive``.
+
+        :param decided_at: update of the decision before this one; negative: there was none
+        """
+        if decided_at < 0 and not self.decide_first:
+            return 1.0
+        first = decided_at < 0 or (decided_at == 0 and not self.decide_first)
+        return self.first_base or self.base if first else self.base
 
     def interval(self, budget: int) -> int:
         """Updates between decisions, K, for a budget of T updates.

@@ -190,6 +190,8 @@ def formula_of(decision: DecisionConfig) -> str:
     text = _MODES[decision.mode].format(**asdict(decision))
     if decision.first_base is not None and decision.mode in ("profile", "recursive"):
         text += f"; {decision.first_base:g}^a at the first decision"
+    if not decision.decide_first:
+        text += "; as it is in the first interval"
     return text
 
 

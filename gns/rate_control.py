@@ -135,13 +135,14 @@ class RateControl:
             )
         if not math.isfinite(action):
             raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
-        action = min(max(float(action), -1.0), 1.0)
         memory, config = self._memory, self.config
+        acts = memory.decided_at >= 0 or config.decide_first
+        action = min(max(float(action), -1.0), 1.0) if acts else 0.0
         before = memory.scale
         if config.mode == "anchored":
             memory.scale = memory.anchor * math.exp(config.strength * action)
         else:
-            base = config.base if memory.decided_at >= 0 else config.first_base or config.base
+            base = config.largest_factor(memory.decided_at)
             multiplier = 1.0 + action if config.mode == "gns-paper" else base**action
             memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
         self._close_interval()

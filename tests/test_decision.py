@@ -178,6 +178,18 @@ def test_the_first_decision_may_have_a_range_of_its_own(mode):
 
 
 @every_mode
+def test_the_first_interval_may_have_the_initial_rate(mode):
+    actions = [-0.5, 0.25, -0.25, 0.5]
+    later = imagined_rates(Run(mode=mode, first_base=50.0, decide_first=False).core, actions)
+    plain = imagined_rates(Run(mode=mode).core, [0.0, *actions[1:]])
+    interval = len(plain) // 4
+    assert later[:interval] == plain[:interval] != later[interval : 2 * interval]
+    ratios = [ours / theirs for (ours,), (theirs,) in zip(later[interval:], plain[interval:], strict=True)]
+    reach = (50.0 / Run(mode=mode).config.base) ** 0.25 if mode in ("profile", "recursive") else 1.0
+    assert ratios == pytest.approx([reach] * len(ratios))  # the next decision has the first one's range
+
+
+@every_mode
 def test_decide_returns_the_multiplier(mode):
     run = Run(mode=mode, base=3.0, strength=2.0)
     core = run.core
@@ -661,6 +673,7 @@ def test_an_unknown_name_is_refused(settings, message):
         ),
         ({"base": 1.0}, r"base is 1.0; expected more than 1"),
         ({"first_base": 0.5}, r"first_base is 0.5; expected more than 1"),
+        ({"decide_first": 1}, "decide_first is 1; expected true or false"),
         ({"min_lr": 0.1, "max_lr": 0.1}, "min_lr is 0.1 and max_lr 0.1; expected min_lr < max_lr"),
         ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr is 1.0 and max_lr 0.1; expected min_lr < max_lr"),
         ({"num_decisions": 2.5}, "num_decisions is 2.5; expected a whole number"),

@@ -125,6 +125,18 @@ def test_an_action_out_of_reach_is_the_nearest():
     assert action_towards(1e-2, "cosine", wider, info | {"update": 10}) == 1.0  # the later decisions reach less far
 
 
+def test_where_the_first_decision_does_nothing_the_second_has_its_range():
+    decision = DecisionConfig(num_decisions=10, base=3.0, first_base=1000.0, decide_first=False)
+    control = RateControl(100, decision, [1e-5])
+    for wanted in (1e-5, 1e-3):
+        info = {"budget": 100, "update": control.update, "learning_rate": control.learning_rate}
+        action = action_towards(1e-3, "rex", decision, info)
+        control.decide(action)
+        assert control.rates(1)[0] == pytest.approx(wanted * get_profile("rex")(control.update / 100))
+        control.count_updates(10)
+    assert action > 0.0
+
+
 # ---------------------------------------------------------------------- what is learned from
 
 
