@@ -192,8 +192,7 @@ def train(
             how = config.imitation
             rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
             imitate(model, rates, how, decision, decisions, stop_if_asked)
-            if validation is not None:
-                score()
+            score()
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
