@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor, nn
 
+from agents.layer_actions import LayerFeatures, LayerHeads, layer_distribution
 from envs.batched.composite import make_vector
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig
@@ -24,6 +26,8 @@ from envs.padding import unpad
 from envs.plain_state import loading
 from envs.tasks import Task
 from envs.vector_state import load_state_of, state_of
+from gns.decision_config import PER_LAYER
+from gns.errors import InvalidSettingError
 from gns.network import GNSNetwork, NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
 
@@ -39,10 +43,12 @@ class PPOConfig:
     :param batch_size: decisions a gradient step
     :param final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly
     :param final_ent_coef: coefficient of the entropy at the end; it goes linearly from ``ent_coef``
-    :param log_std: logarithm of the standard deviation of actions at the start
+    :param log_std: logarithm of the standard deviation of actions at the start; where layers have actions, they share
+        a second one, which starts there too
     :param learn_std: whether it is learned
     :param target_kl: stop the passes over a rollout when the policy has moved this far
-    :param network: shape of the graph network
+    :param network: shape of the graph network; :class:`agents.training.TrainConfig` gives it the actors that the action
+        mode asks for
     """
 
     num_envs: int = 64
@@ -85,7 +91,10 @@ class GraphFeatures(BaseFeaturesExtractor):
 
 
 class GraphActorCriticPolicy(ActorCriticPolicy):
-    """SB3's actor-critic policy around a :class:`gns.network.GNSNetwork`, whose modules it uses as they are."""
+    """SB3's actor-critic policy around a :class:`gns.network.GNSNetwork`, whose modules it uses as they are.
+
+    For a network with an actor of layers, see :mod:`agents.layer_actions`.
+    """
 
     def __init__(
         self,
@@ -99,6 +108,10 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         self._network_config, self._learn_std = network_config, learn_std
         network = GNSNetwork(network_config)
+        extractor: type[BaseFeaturesExtractor] = GraphFeatures
+        parts: dict[str, Any] = {"encoder": network.encoder, "width": network_config.hidden}
+        if network.layer_actor is not None:
+            extractor, parts["actor"] = LayerFeatures, network.layer_actor
         super().__init__(
             observation_space,
             action_space,
@@ -106,25 +119,40 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
             net_arch=[],
             ortho_init=False,
             log_std_init=log_std_init,
-            features_extractor_class=GraphFeatures,
-            features_extractor_kwargs={"encoder": network.encoder, "width": network_config.hidden},
+            features_extractor_class=extractor,
+            features_extractor_kwargs=parts,
             **kwargs,
         )
         self.action_net: nn.Module = network.actor
         self.value_net: nn.Module = network.critic  # type: ignore[assignment]
+        if network_config.per_layer:
+            self.log_std = nn.Parameter(torch.full((2,), log_std_init))
         self.log_std.requires_grad_(learn_std)
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(trainable, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def network_state(self) -> dict[str, Tensor]:
         """Return the weights as a ``state_dict`` of :class:`gns.network.GNSNetwork`."""
-        assert isinstance(self.features_extractor, GraphFeatures)
+        assert isinstance(self.features_extractor, GraphFeatures | LayerFeatures)
         parts = {"encoder": self.features_extractor.encoder, "actor": self.action_net, "critic": self.value_net}
+        if isinstance(self.features_extractor, LayerFeatures):
+            parts["layer_actor"] = self.features_extractor.layer_actor
         return {
             f"{part}.{name}": value.detach().clone()
             for part, module in parts.items()
             for name, value in module.state_dict().items()
         }
+
+    def _build_mlp_extractor(self) -> None:
+        if self._network_config.per_layer:
+            self.mlp_extractor: Any = LayerHeads(self._network_config.hidden)
+        else:
+            super()._build_mlp_extractor()
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        if not self._network_config.per_layer:
+            return super()._get_action_dist_from_latent(latent_pi)
+        return layer_distribution(self.action_net, self.log_std, latent_pi, self._network_config.hidden)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -216,7 +244,15 @@ def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
     """Return SB3's PPO on the environments.
 
     :param decisions: decisions an episode takes at most
+    :raises InvalidSettingError: if the environments take actions of layers and the network has none, or the reverse
     """
+    layers = int(np.prod(venv.action_space.shape or (1,))) - 1
+    if bool(layers) != config.network.per_layer:
+        raise InvalidSettingError(
+            f"The environments take {1 + layers} numbers as an action and the network has per_layer = "
+            f"{config.network.per_layer}; expected per_layer = true for action mode {PER_LAYER!r}, and false for "
+            "others. Set env.decision.mode, and make the network with gns.network.network_for(network, decision)."
+        )
     steps = max(1, config.episodes_per_rollout * decisions // config.num_envs)
 
     def learning_rate(remaining: float) -> float:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -34,6 +34,7 @@ from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
+from gns.network import network_for
 from gns.policy import GNSPolicy
 
 _LOGGER = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class TrainConfig:
                 f"The environment gives features {self.env.decision.features!r} but the network reads "
                 f"{self.agent.network.features!r}; set env.decision.features and agent.network.features to one schema."
             )
+        network = network_for(self.agent.network, self.env.decision)
+        object.__setattr__(self, "agent", replace(self.agent, network=network))
 
     @property
     def total_episodes(self) -> int:

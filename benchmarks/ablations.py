@@ -44,6 +44,7 @@ VARIANTS: dict[str, list[str]] = {
     "action: recursive": ["env.decision.mode=recursive"],
     "action: anchored": ["env.decision.mode=anchored"],
     "action: gns-paper": ["env.decision.mode=gns-paper"],
+    "action: per-layer": ["env.decision.mode=per-layer"],
     "first decision after the first interval": ["env.decision.decide_first=false"],
     "no guard": ["env.guard.enabled=false"],
     "reward: squared metric": ["env.reward=gns-paper"],

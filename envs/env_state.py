@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envs.episode import episode_of
+from envs.episode import episode_of, run_of
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
-from envs.training_run import Position, TrainingRun
+from envs.training_run import Position
 from gns.decision import DecisionCore
 from gns.errors import OutOfOrderError
 from gns.guard import Snapshot
@@ -63,7 +63,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
             for task, graph in zip(env.tasks, state["graphs"], strict=True)
             if graph is not None
         }
-        run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
+        run = run_of(episode, env.config.decision)
         core = DecisionCore(run.model, run.optimizer, graphs[id(episode.task)], episode.budget, env.config.decision)
         core.load_state_dict(on_device_of(run.model, state["core"]) or {})
         run.load_state_dict(state["run"])

@@ -8,6 +8,8 @@ from typing import Any
 
 from envs.plain_state import require_entries
 from envs.tasks import Task
+from envs.training_run import OptimizerFactory, TrainingRun
+from gns.decision_config import DecisionConfig
 from gns.rate_control import RateControl
 
 
@@ -41,6 +43,19 @@ def episode_of(state: dict[str, Any], tasks: Sequence[Task], device: str) -> Epi
     number = state["number"]
     require_entries(state, {"task": tasks[number].name if number < len(tasks) else [task.name for task in tasks]})
     return Episode(tasks[number], state["optimizer"], state["budget"], state["learning_rate"], state["seed"], device)
+
+
+def run_of(
+    episode: Episode, decision: DecisionConfig | None = None, make_optimizer: OptimizerFactory | None = None
+) -> TrainingRun:
+    """Return the training run of an episode, before its first update.
+
+    :param decision: how its rates will be decided; None: alike for all layers
+    :param make_optimizer: see :class:`envs.training_run.TrainingRun`
+    """
+    by_layer = decision is not None and decision.per_layer
+    rate, seed, device = episode.learning_rate, episode.seed, episode.device
+    return TrainingRun(episode.task, episode.optimizer, rate, seed, device, make_optimizer, by_layer)
 
 
 def episode_info(

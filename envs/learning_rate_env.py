@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.env_state import env_state, load_env_state
-from envs.episode import Episode, episode_info
+from envs.episode import Episode, episode_info, run_of
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns.decision import DecisionConfig, DecisionCore, Observation
@@ -167,7 +167,9 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     the number 1. Always finite. Where the feature schema needs validation figures, the reward split is evaluated in
     full before every observation, and the same evaluation gives the reward.
 
-    *Action*: one number in [-1, 1], turned into a rate by the action mode (:class:`gns.decision.DecisionConfig`).
+    *Action*: one number in [-1, 1], turned into a rate by the action mode (:class:`gns.decision.DecisionConfig`). In
+    mode ``per-layer`` (1 + L,): the shared one, and one a layer for the largest number L of layers of any task. What
+    lies beyond the layers of an episode's task has no effect, and one number alone is the shared one.
 
     *Reward*: the fall of log(loss on the reward split) since it was last evaluated. Rewards add up to
     log(loss before the first update) - log(loss after the last), whichever decisions were evaluated.
@@ -196,7 +198,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
         self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+        layers = self.graph_limits()[0] if self.config.decision.per_layer else 0
+        self.action_space = action_space(layers)
 
     @property
     def schema(self) -> Any:
@@ -224,7 +227,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """
         super().reset(seed=seed)
         self.episode = episode = self.draw_episode(options or {})
-        self.run = TrainingRun(episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device)
+        self.run = run_of(episode, self.config.decision)
         self.rollbacks, self.evaluations = 0, 0
         self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
         self._validation: ValidationStatistics | None = None  # need it, of the last evaluation
@@ -251,7 +254,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         tenfold, for a metric that is better when lower; 0 where a metric is not finite); where the paper's code spreads
         it over the decisions since the last evaluation afterwards, it is given here at the evaluation.
         """
-        self.core.decide(float(np.asarray(action).reshape(-1)[0]))
+        given = np.asarray(action).reshape(-1)
+        self.core.decide(given[: 1 + self.core.graph.num_nodes] if self.config.decision.per_layer else given[:1])
         while True:
             self.rates.append(self.core.learning_rate)
             self.core.before_update()
@@ -373,6 +377,11 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     def _info(self, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
         ended = (*self._evaluated, self.evaluations, failed) if terminated else None
         return episode_info(self.episode, self.core, self.rollbacks, ended)
+
+
+def action_space(layers: int) -> spaces.Box:
+    """Return the space of a shared action and those of as many layers; of a shared one alone for 0."""
+    return spaces.Box(-1.0, 1.0, (1 + layers,), dtype=np.float32)
 
 
 def bounded_loss(loss: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.learning_rate_env import LearningRateEnv
+from envs.learning_rate_env import LearningRateEnv, action_space
 from gns.errors import InvalidSettingError
 from gns.network import GraphBatch
 
@@ -20,7 +20,8 @@ class PadGraph(gym.ObservationWrapper):
 
     The observation is a dictionary of float32 arrays: ``nodes`` (max_nodes, 2 + F), rows [type, block, features];
     ``edges`` (2, max_edges); ``globals`` (G,), left out where the schema has none; ``sizes`` (2,), the numbers of nodes
-    and edges. What lies beyond the sizes is 0 and is read by nobody.
+    and edges. What lies beyond the sizes is 0 and is read by nobody. In action mode ``per-layer`` there is room for the
+    actions of ``max_nodes`` layers as well.
 
     :param env: an environment with graph observations
     :param max_nodes: room for nodes; the largest of the environment's tasks by default
@@ -50,6 +51,8 @@ class PadGraph(gym.ObservationWrapper):
             boxes["globals"] = spaces.Box(low[self._width :], high[self._width :])
         self._has_globals = "globals" in boxes
         self.observation_space = spaces.Dict(boxes)
+        if base.config.decision.per_layer:
+            self.action_space = action_space(max_nodes)
 
     def observation(self, observation: spaces.GraphInstance) -> dict[str, np.ndarray]:
         """Pad one graph.
@@ -107,3 +110,15 @@ def unpad(observation: dict[str, Tensor]) -> GraphBatch:
         graph=torch.div(node, room, rounding_mode="floor"),
         globals=globals_ if globals_ is not None else nodes.new_zeros(count, 0),
     )
+
+
+def pad_layers(values: Tensor, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give values of the layers of B graphs, one after the other, the places of their layers in padded observations.
+
+    :param values: (N,), in the order of :func:`unpad`
+    :param observation: B padded observations with room for M layers
+    :return: (B, M), 0 where there is no layer, and where there is one, bool (B, M)
+    """
+    nodes, sizes = observation["nodes"], observation["sizes"].long()
+    there = torch.arange(nodes.shape[1], device=nodes.device) < sizes[:, :1]
+    return values.new_zeros(there.shape).masked_scatter(there, values), there

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError, require_positive
+from gns.layer_groups import parameter_groups
 
 OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
 
@@ -72,6 +73,7 @@ class TrainingRun:
     :param seed: seed of initial weights, data order and whatever the model draws
     :param device: where to train
     :param make_optimizer: makes the optimizer from parameters and learning rate in place of the one that is named
+    :param by_layer: whether the optimizer has a parameter group for each layer; each of the task's own is then divided
     :raises UnknownNameError: if there is no such optimizer
     :raises InvalidSettingError: if the learning rate is not positive
     """
@@ -84,6 +86,7 @@ class TrainingRun:
         seed: int,
         device: torch.device | str = "cpu",
         make_optimizer: OptimizerFactory | None = None,
+        by_layer: bool = False,
     ) -> None:
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
@@ -96,7 +99,10 @@ class TrainingRun:
         with self._own_random_numbers():
             self.model = task.new_model().to(self.device).train()
         make_optimizer = make_optimizer or OPTIMIZERS[optimizer]
-        self.optimizer = make_optimizer(task.parameter_groups(self.model), learning_rate)
+        groups = task.parameter_groups(self.model)
+        self.optimizer = make_optimizer(
+            parameter_groups(self.model, groups=groups) if by_layer else groups, learning_rate
+        )
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         self._held = [parameter for parameter in self.model.parameters() if parameter in held]
         self._data = DataOrder(data.train, task.batch_size, seed)

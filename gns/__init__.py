@@ -13,6 +13,7 @@ from gns.errors import (
 )
 from gns.guard import GuardConfig, Snapshot
 from gns.layer_graph import LayerGraph, layer_graph
+from gns.layer_groups import parameter_groups
 from gns.lr_schedulers import REXLR, ProfileLR
 from gns.network import NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
@@ -46,4 +47,5 @@ __all__ = [
     "SnapshotError",
     "UnknownNameError",
     "layer_graph",
+    "parameter_groups",
 ]

@@ -43,7 +43,8 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer; the rates its groups have now are the initial ones
+    :param optimizer: its optimizer; the rates its groups have now are the initial ones. In mode ``per-layer`` they are
+        what has multipliers of its own, see :func:`gns.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
     :param config: how actions become rates
@@ -64,12 +65,14 @@ class DecisionCore(RateControl):
         process_group: ProcessGroup | None = None,
     ) -> None:
         rates = [group["lr"] for group in optimizer.param_groups]
-        super().__init__(budget, config, rates, steps=_PAST_START if optimizer.state else 0)
+        bound = graph.bind(model)
+        self._parameters = [p for layer in bound for p in layer]
+        self._groups = group_of_each(optimizer, self._parameters)
+        held = _layers_of_groups([len(layer) for layer in bound], self._groups, len(rates))
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, (len(bound), held))
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
-        self._parameters = [p for layer in graph.bind(model) for p in layer]
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
-        self._groups = group_of_each(optimizer, self._parameters)
         if all(group < 0 for group in self._groups):
             raise LayerGraphError(
                 "The optimizer holds none of the model's trainable parameters. Expected an optimizer built on this "
@@ -117,8 +120,8 @@ class DecisionCore(RateControl):
         if self.decision_due or self.finished:
             problem = "the budget is spent" if self.finished else "a decision is due, call decide()"
             raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
-        factor = self.factor
-        for group, initial in zip(self.optimizer.param_groups, self.initial_lrs, strict=True):
+        factors = self.group_factors
+        for group, initial, factor in zip(self.optimizer.param_groups, self.initial_lrs, factors, strict=True):
             rate = self._rate(initial, factor)
             if isinstance(group["lr"], Tensor):  # capturable optimizers keep their rate on the device
                 group["lr"].fill_(rate)
@@ -135,7 +138,7 @@ class DecisionCore(RateControl):
         self._losses[memory.interval_updates].copy_(loss)
         if self._before_last is not None:
             changes = torch._foreach_sub([local(p.detach()) for p in self._parameters], self._before_last)
-            per_rate = torch._foreach_div(changes, self.factor)
+            per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None
         self.count_updates()
@@ -183,12 +186,12 @@ class DecisionCore(RateControl):
             optimizer = local_optimizer(optimizer, self._parameters, parameters)
         read = read_sums(optimizer, parameters, present, memory.steps)
         table, measured, losses = self._on_host(read.sums)
-        initial = np.array([self.initial_lrs[max(group, 0)] for group in self._groups])
+        initial = self._of_tensors(self.initial_lrs)
         if self._measured is not None:
             table[:, SUM_U2] = measured / np.square(initial)  # per unit of rate
         return RunStatistics(
             sums=table,
-            learning_rates=initial * self.factor,
+            learning_rates=initial * self._of_tensors(self.group_factors),
             momentum_scale=read.momentum_scale,
             second_scale=read.second_scale,
             losses=losses,
@@ -200,6 +203,10 @@ class DecisionCore(RateControl):
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
         )
+
+    def _of_tensors(self, of_groups: list[float]) -> np.ndarray:
+        """Spread values of parameter groups over the tensors, (P,); one that no group holds has the first group's."""
+        return np.array(of_groups)[np.maximum(self._groups, 0)]
 
     def _on_host(self, sums: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bring the sums, the measured update's and the losses of the interval to the host, in one copy.
@@ -217,7 +224,26 @@ class DecisionCore(RateControl):
             measured = sums.new_zeros(len(sums))
         counts, own = ({name: getattr(memory, name) for name in names} for names in (_COUNTS, _TAKEN_OVER))
         table, measured_host, losses_host, taken = all_reduced(
-            self._group, self._shares, sums, measured, losses, self.interval, counts, list(own.values())
+            self._group,
+            self._shares,
+            sums,
+            measured,
+            losses,
+            self.interval,
+            counts,
+            [*own.values(), *memory.layer_actions],
         )
-        vars(memory).update(zip(own, taken, strict=True))
+        vars(memory).update(zip(own, taken[: len(own)], strict=True))
+        memory.layer_actions = taken[len(own) :]
         return table, measured_host, losses_host
+
+
+def _layers_of_groups(sizes: list[int], groups: list[int], count: int) -> list[list[int]]:
+    """Return which layers each of ``count`` parameter groups holds, by number.
+
+    :param sizes: number of parameter tensors of each layer
+    :param groups: parameter group of each tensor, layer after layer; -1: none
+    """
+    layers = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    pairs = sorted(set(zip(groups, layers, strict=True)))
+    return [[layer for group, layer in pairs if group == number] for number in range(count)]

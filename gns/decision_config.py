@@ -11,7 +11,8 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_count, req
 from gns.features import get_schema
 from gns.profiles import get_profile
 
-ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper")
+PER_LAYER = "per-layer"
+ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper", PER_LAYER)
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,19 @@ class DecisionConfig:
     - ``profile``: rate = level * f(z), and level <- level * base^a at a decision;
     - ``recursive``: rate <- rate * base^a;
     - ``anchored``: rate = initial * f(z) * exp(strength * a), forgetting earlier actions;
-    - ``gns-paper``: rate <- rate * (1 + a), as in the released code of Xiong et al. (ICLR 2022).
+    - ``gns-paper``: rate <- rate * (1 + a), as in the released code of Xiong et al. (ICLR 2022);
+    - ``per-layer``: as ``profile``, and besides each layer l has an action b_l. A parameter group's rate is multiplied
+      by layer_base^(mean of b_l over its layers - mean over the layers of all groups) until the next decision.
 
     :param mode: one of :data:`ACTION_MODES`
     :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.profiles`
-    :param base: largest factor of one decision in ``profile`` and ``recursive``
+    :param base: largest factor of one decision in ``profile``, ``recursive`` and ``per-layer``
     :param first_base: that of the first decision, which may have decades of wrong initial rate to undo; None: ``base``
     :param decide_first: whether the decision before the first update does anything; False: the first interval has the
         initial rate, as in methods that look at a run before they decide, and the next decision is the first
     :param strength: largest deviation of ``anchored``, in units of ln(rate)
+    :param layer_base: what a layer's action of 1 multiplies its rate by in ``per-layer``, before the multipliers are
+        centred: they lie within layer_base^-2 and layer_base^2, and their geometric mean over layers is 1
     :param min_lr: lowest rate any parameter group may get
     :param max_lr: highest rate any parameter group may get
     :param num_decisions: decisions over a budget; the interval follows as K = ceil(T / n)
@@ -46,6 +51,7 @@ class DecisionConfig:
     first_base: float | None = None
     decide_first: bool = True
     strength: float = 2.3
+    layer_base: float = 3.0
     min_lr: float = 1e-8
     max_lr: float = 10.0
     num_decisions: int = 20
@@ -56,15 +62,19 @@ class DecisionConfig:
         if self.mode not in ACTION_MODES:
             raise UnknownNameError("action mode", self.mode, ACTION_MODES)
         get_profile(self.profile)
-        get_schema(self.features)
-        for name in ("base", "strength", "min_lr", "max_lr"):
+        if not get_schema(self.features).node and self.per_layer:
+            raise InvalidSettingError(
+                f"mode is {PER_LAYER!r} and features {self.features!r} have none of layers; expected a schema with "
+                "features of layers, such as 'gns-1', or another mode."
+            )
+        for name in ("base", "strength", "layer_base", "min_lr", "max_lr"):
             require_positive(name, getattr(self, name))
         require_count("num_decisions", self.num_decisions)
         if self.decision_interval is not None:
             require_count("decision_interval", self.decision_interval)
         if self.first_base is not None:
             require_positive("first_base", self.first_base)
-        for name in ("base", "first_base"):
+        for name in ("base", "first_base", "layer_base"):
             if (getattr(self, name) or math.inf) <= 1.0:
                 raise InvalidSettingError(
                     f"{name} is {getattr(self, name)}; expected more than 1, since an action multiplies by {name}^a."
@@ -74,8 +84,13 @@ class DecisionConfig:
         if self.min_lr >= self.max_lr:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
 
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has an action besides the shared one."""
+        return self.mode == PER_LAYER
+
     def largest_factor(self, decided_at: int) -> float:
-        """Return what an action of 1 multiplies the rate by in ``profile`` and ``recursive``.
+        """Return what an action of 1 multiplies the rate by in ``profile``, ``recursive`` and ``per-layer``.
 
         :param decided_at: update of the decision before this one; negative: there was none
         """

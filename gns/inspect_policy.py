@@ -27,6 +27,7 @@ _MODES = {
     "recursive": "rate <- rate * {base:g}^a",
     "anchored": "rate = initial * f(t/T) * exp({strength:g} a); f: {profile}",
     "gns-paper": "rate <- rate * (1 + a)",
+    "per-layer": "rate = level * f(t/T) * {layer_base:g}^(b - mean b), level <- level * {base:g}^a; f: {profile}",
 }
 
 
@@ -188,7 +189,7 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
 def formula_of(decision: DecisionConfig) -> str:
     """Return what an action ``a`` does to the rate, with this policy's numbers."""
     text = _MODES[decision.mode].format(**asdict(decision))
-    if decision.first_base is not None and decision.mode in ("profile", "recursive"):
+    if decision.first_base is not None and decision.mode in ("profile", "recursive", "per-layer"):
         text += f"; {decision.first_base:g}^a at the first decision"
     if not decision.decide_first:
         text += "; as it is in the first interval"

@@ -198,6 +198,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
+def layer_of_parameters(model: nn.Module) -> dict[int, str]:
+    """Return the name of the layer that owns each parameter, by the tensor's identity, frozen ones among them."""
+    return {id(p): _owner(name) or "(root)" for name, p in _named_parameters(unwrap(model)).items()}
+
+
 def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
     """Take the layer graph of ``model`` from what one forward pass returned.
 

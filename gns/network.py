@@ -3,13 +3,14 @@
 Layer graph -> type embedding and node features -> two graph convolutions -> mean over nodes -> joined with the global
 vector -> actor (mean of the action) and critic (value). The hierarchical form pools layers to blocks between the two
 convolutions, so that the second one passes messages over the blocks of a network. Without a graph, one hidden layer on
-the global vector alone takes the place of all that comes before actor and critic.
+the global vector alone takes the place of all that comes before actor and critic. For action mode ``per-layer`` a
+second actor reads the embedding of each layer beside that of the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gns.convolution import MessageCache, convolve
-from gns.decision import Observation
+from gns.decision_config import PER_LAYER, DecisionConfig, Observation
 from gns.errors import InvalidSettingError, UnknownNameError
 from gns.features import get_schema
 
@@ -40,6 +41,8 @@ class NetworkConfig:
     :param dropout: probability of dropout after the first layer; the paper's code has 0.5, and drops out while acting
         too, which this one does not
     :param action_scale: the mean action is ``action_scale * tanh(.)``
+    :param per_layer: a second actor on the embedding of each layer, joined with the graph's: for action mode
+        ``per-layer``, which sets it by itself where policies are made
     """
 
     features: str = "gns-1"
@@ -50,6 +53,7 @@ class NetworkConfig:
     head: int = 64
     dropout: float = 0.0
     action_scale: float = 1.0
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         schema = get_schema(self.features)
@@ -63,6 +67,16 @@ class NetworkConfig:
                 f"convolution is {NO_GRAPH!r} and {problem}; without a graph there are no blocks to pool, and global "
                 f"features alone to read. Choose one of {', '.join(CONVOLUTIONS)}, or features such as 'srls'."
             )
+        if self.per_layer and (self.convolution == NO_GRAPH or not schema.node):
+            problem = (
+                f"convolution is {NO_GRAPH!r}"
+                if self.convolution == NO_GRAPH
+                else f"features {schema.name!r} have none of layers"
+            )
+            raise InvalidSettingError(
+                f"per_layer is true and {problem}; actions of layers need embeddings of layers. Choose one of "
+                f"{', '.join(CONVOLUTIONS)} and features such as 'gns-1', or another action mode than {PER_LAYER!r}."
+            )
         for name in ("type_embedding", "hidden", "head"):
             value = getattr(self, name)
             if not (isinstance(value, int) and 1 <= value <= 4096):
@@ -71,6 +85,20 @@ class NetworkConfig:
             raise InvalidSettingError(f"dropout is {self.dropout}; expected a probability in [0, 1).")
         if not 0.0 < self.action_scale <= 1.0:
             raise InvalidSettingError(f"action_scale is {self.action_scale}; expected a number in (0, 1].")
+
+
+def network_for(network: NetworkConfig, decision: DecisionConfig) -> NetworkConfig:
+    """Return a network's configuration with the actors that an action mode asks for.
+
+    :raises InvalidSettingError: if it has an actor of layers and the mode has no actions of layers, or it has no
+        embeddings of layers and the mode has such actions
+    """
+    if network.per_layer and not decision.per_layer:
+        raise InvalidSettingError(
+            f"The network has per_layer = true, for which mode {decision.mode!r} has no use; set env.decision.mode to "
+            f"{PER_LAYER!r}, or agent.network.per_layer to false."
+        )
+    return replace(network, per_layer=True) if decision.per_layer else network
 
 
 class GraphBatch(NamedTuple):
@@ -130,15 +158,23 @@ class GraphEncoder(nn.Module):
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Return the embedding of each graph."""
+        return self.graphs_and_layers(batch)[0]
+
+    def graphs_and_layers(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return the embedding of each graph, (B, hidden), and of each layer, (N, hidden).
+
+        That of a layer is what the second convolution gives; in the hierarchical form its block's.
+        """
         types = batch.node_types.clamp(0, NUM_TYPE_EMBEDDINGS - 1)
         h = torch.cat([batch.nodes, self.type_embedding(types)], dim=-1)
         h = self.dropout(torch.relu_(self._convolve(self.first, h, batch.edges)))
-        graph, edges = batch.graph, batch.edges
+        graph, edges, block = batch.graph, batch.edges, None
         if self.hierarchical:
-            h, edges, graph = _pool_to_blocks(h, batch)
+            h, edges, graph, block = _pool_to_blocks(h, batch)
         h = torch.relu_(self._convolve(self.second, h, edges))
         pooled = mean_by_group(h, graph, batch.globals.shape[0])
-        return torch.tanh(self.output(torch.cat([pooled, batch.globals], dim=-1)))
+        embedding = torch.tanh(self.output(torch.cat([pooled, batch.globals], dim=-1)))
+        return embedding, h if block is None else h[block]
 
     def _convolve(self, layer: nn.Module, h: Tensor, edges: Tensor) -> Tensor:
         if self.message_cache is None:
@@ -146,13 +182,13 @@ class GraphEncoder(nn.Module):
         return convolve(layer, h, self.message_cache.get(edges, len(h), h.dtype))
 
 
-def _pool_to_blocks(h: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over each block; edges between blocks, each once; the graph of each block."""
+def _pool_to_blocks(h: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean over each block; edges between blocks, each once; the graph of each block; the block of each node."""
     width = int(batch.blocks.max()) + 1
     keys, block = torch.unique(batch.graph * width + batch.blocks, return_inverse=True)
     between = block[batch.edges]
     between = torch.unique(between[:, between[0] != between[1]], dim=1)
-    return mean_by_group(h, block, len(keys)), between, torch.div(keys, width, rounding_mode="floor")
+    return mean_by_group(h, block, len(keys)), between, torch.div(keys, width, rounding_mode="floor"), block
 
 
 def mean_by_group(values: Tensor, group: Tensor, count: int) -> Tensor:
@@ -185,24 +221,51 @@ class GNSNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = GlobalEncoder(config) if config.convolution == NO_GRAPH else GraphEncoder(config)
-        self.actor = nn.Sequential(
-            nn.Linear(config.hidden, config.head),
-            nn.Tanh(),
-            nn.Linear(config.head, 1),
-            nn.Tanh(),
-            _Scale(config.action_scale),
-        )
+        self.actor = _actor(config.hidden, config)
         self.critic = nn.Sequential(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1))
-        with torch.no_grad():  # a new policy changes next to nothing
-            last = self.actor[2]
-            assert isinstance(last, nn.Linear)
-            last.weight.mul_(0.01)
-            last.bias.zero_()
+        _begin_still(self.actor)
+        self.layer_actor: LayerActor | None = LayerActor(config) if config.per_layer else None
 
     def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
-        """Return the mean action (B, 1) in [-1, 1] and the value (B, 1)."""
+        """Return the mean action (B, 1) in [-1, 1], that of all layers, and the value (B, 1)."""
         embedding = self.encoder(batch)
         return self.actor(embedding), self.critic(embedding)
+
+    def actions(self, batch: GraphBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the mean action (B, 1), and that of each layer (N,); None where layers have none. All in [-1, 1]."""
+        if self.layer_actor is None:
+            return self.actor(self.encoder(batch)), None
+        assert isinstance(self.encoder, GraphEncoder)
+        embedding, layers = self.encoder.graphs_and_layers(batch)
+        return self.actor(embedding), self.layer_actor(embedding, layers, batch.graph)
+
+
+class LayerActor(nn.Module):
+    """Mean action of each layer, from its embedding and that of its graph."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.head = _actor(2 * config.hidden, config)
+        _begin_still(self.head)
+
+    def forward(self, graphs: Tensor, layers: Tensor, graph: Tensor) -> Tensor:
+        """Return the actions (N,) in [-1, 1] for embeddings (B, hidden) and (N, hidden), layer i in ``graph[i]``."""
+        return self.head(torch.cat([layers, graphs[graph]], dim=-1)).squeeze(-1)
+
+
+def _actor(width: int, config: NetworkConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, config.head), nn.Tanh(), nn.Linear(config.head, 1), nn.Tanh(), _Scale(config.action_scale)
+    )
+
+
+@torch.no_grad()
+def _begin_still(actor: nn.Sequential) -> None:
+    """Let a new actor change next to nothing."""
+    last = actor[2]
+    assert isinstance(last, nn.Linear)
+    last.weight.mul_(0.01)
+    last.bias.zero_()
 
 
 class _Scale(nn.Module):

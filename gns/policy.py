@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gns.decision import DecisionConfig, Observation
 from gns.errors import GNSError, PolicyFormatError
 from gns.features import get_schema
-from gns.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations
+from gns.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations, network_for
 from gns.policy_files import MAX_CONFIG_BYTES, MAX_FILE_BYTES, check_weights, parse_json, read_bounded, shown
 
 FORMAT_VERSION = 1
@@ -40,7 +40,7 @@ _MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_FILE_BYTES}
 class PolicyConfig:
     """What a policy is, apart from its weights: the content of ``config.json``.
 
-    :param network: shape of the network
+    :param network: shape of the network; action mode ``per-layer`` gives it an actor of layers
     :param decision: how its actions become rates
     :param feature_names: node and global features it was trained on, checked against the schema when it is loaded
     :param format_version: version of this format
@@ -59,6 +59,7 @@ class PolicyConfig:
                 f"The network reads features {self.network.features!r} but decisions give {self.decision.features!r}; "
                 "expected one schema in both."
             )
+        object.__setattr__(self, "network", network_for(self.network, self.decision))
         schema = get_schema(self.decision.features)
         names = {"node": list(schema.node), "global": list(schema.globals)}
         if not self.feature_names:
@@ -152,16 +153,18 @@ class GNSPolicy(
         self.network = GNSNetwork(self.config.network)
 
     @torch.no_grad()
-    def act(self, observation: Observation) -> float:
-        """Return the deterministic action for one observation: a float in [-1, 1].
+    def act(self, observation: Observation) -> Any:
+        """Return the deterministic action for one observation of L layers, as the decision core takes it.
 
         Dropout is off whatever mode the module is in.
+
+        :return: a float in [-1, 1]; in action mode ``per-layer`` float64 (1 + L,): the shared one, then each layer's
         """
         training = self.training
         self.eval()
-        mean, _ = self.network(batch_observations([observation]))
+        mean, layers = self.network.actions(batch_observations([observation]))
         self.train(training)
-        return float(mean[0, 0])
+        return float(mean[0, 0]) if layers is None else torch.cat([mean[0], layers]).double().numpy()
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card that ``save_pretrained`` writes as README.md."""

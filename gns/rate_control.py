@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -33,30 +33,41 @@ class Memory:
     previous_loss: float = math.nan
     rolled_back: bool = False
     interval_updates: int = 0
+    layer_actions: list[float] = field(default_factory=list)  # of the last decision, one a layer; mode "per-layer" only
 
 
 class RateControl:
     """Keeps the scale of one run's rates.
 
     Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
-    rates as they are, bit for bit.
+    rates as they are, bit for bit. In mode ``per-layer`` every decision gives each group a multiplier besides.
 
     :param budget: number of updates T of the run
     :param config: how actions become rates
     :param initial_lrs: initial rate of each parameter group
     :param steps: updates that the optimizer's state holds already
+    :param layers: in mode ``per-layer``, how many layers there are, and which of them each parameter group holds, by
+        number; None: no layer is known, and the shared rate is all there is
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
     """
 
-    def __init__(self, budget: int, config: DecisionConfig, initial_lrs: list[Any], steps: int = 0) -> None:
+    def __init__(
+        self,
+        budget: int,
+        config: DecisionConfig,
+        initial_lrs: list[Any],
+        steps: int = 0,
+        layers: tuple[int, Sequence[Sequence[int]]] | None = None,
+    ) -> None:
         self.config = config
         self.interval = config.interval(budget)
         self.budget = int(budget)
         self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
-        self._profile = (
-            get_profile(config.profile) if config.mode in ("profile", "anchored") else get_profile("constant")
-        )
-        self._memory = Memory(steps=steps)
+        constant = config.mode in ("recursive", "gns-paper")
+        self._profile = get_profile("constant" if constant else config.profile)
+        count, held = layers if layers is not None and config.per_layer else (0, [[] for _ in self.initial_lrs])
+        self._layers = _around_their_mean(count, held)
+        self._memory = Memory(steps=steps, layer_actions=[0.0] * count)
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
@@ -87,8 +98,27 @@ class RateControl:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the first parameter group for the coming update."""
+        """Rate of the first parameter group for the coming update; in mode ``per-layer`` without its multiplier."""
         return self._rate(self.initial_lrs[0], self.factor)
+
+    @property
+    def group_factors(self) -> list[float]:
+        """Factor on the initial rate of each parameter group for the coming update, within bounds."""
+        shared, config = self.factor, self.config
+        if not self._memory.layer_actions:
+            return [shared] * len(self.initial_lrs)
+        return [
+            min(max(shared * multiplier, config.min_lr / initial), config.max_lr / initial)
+            for multiplier, initial in zip(self.multipliers, self.initial_lrs, strict=True)
+        ]
+
+    @property
+    def multipliers(self) -> list[float]:
+        """Factor of each parameter group beside the shared one; 1 in all modes but ``per-layer``."""
+        actions = self._memory.layer_actions
+        if not actions:
+            return [1.0] * len(self.initial_lrs)
+        return (self.config.layer_base ** (self._layers @ np.array(actions))).tolist()
 
     @property
     def steps(self) -> int:
@@ -106,7 +136,7 @@ class RateControl:
         return self._memory
 
     def rates(self, count: int) -> np.ndarray:
-        """Return the rates of the first parameter group for the coming updates if no decision is taken, (count,)."""
+        """Return :attr:`learning_rate` at each of the coming updates if no decision is taken, (count,)."""
         profile = _table(self._profile, self.budget)[self.update : self.update + count]
         factors = np.minimum(np.maximum(self._memory.scale * profile, self._bounds[0]), self._bounds[1])
         return np.minimum(np.maximum(self.initial_lrs[0] * factors, self.config.min_lr), self.config.max_lr)
@@ -121,23 +151,24 @@ class RateControl:
         """
         self._seen, self._finite, self._observed_at = losses, finite, self.update
 
-    def decide(self, action: float) -> float:
+    def decide(self, action: float | np.ndarray) -> float:
         """Take a decision and begin a new interval.
 
-        :param action: number in [-1, 1]; what lies outside is clipped
+        :param action: number in [-1, 1]; what lies outside is clipped. In mode ``per-layer`` an array (1 + L,) of such:
+            the shared action and that of each layer; a number alone is the shared one, and layers have no multipliers
         :return: the multiplier it put on the scale of the rates
-        :raises InvalidSettingError: if the action is not a finite number
+        :raises InvalidSettingError: if the action is not finite, or has another number of entries
         :raises OutOfOrderError: if no decision is due
         """
         if not self.decision_due:
             raise OutOfOrderError(
                 f"No decision is due at update {self.update} of {self.budget}; ask decision_due before decide()."
             )
-        if not math.isfinite(action):
-            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
         memory, config = self._memory, self.config
+        shared, layers = self._parts(action)
         acts = memory.decided_at >= 0 or config.decide_first
-        action = min(max(float(action), -1.0), 1.0) if acts else 0.0
+        action = shared if acts else 0.0
+        memory.layer_actions = layers if acts else [0.0] * len(layers)
         before = memory.scale
         if config.mode == "anchored":
             memory.scale = memory.anchor * math.exp(config.strength * action)
@@ -201,6 +232,18 @@ class RateControl:
 
     # ------------------------------------------------------------------ inside
 
+    def _parts(self, action: float | np.ndarray) -> tuple[float, list[float]]:
+        """Return the shared action and those of the layers, clipped."""
+        count = len(self._memory.layer_actions)
+        values = np.asarray(action, dtype=np.float64).reshape(-1)
+        if len(values) not in (1, 1 + count):
+            expected = f"1, or {1 + count}: the shared one, then one a layer" if count else "1"
+            raise InvalidSettingError(f"The action has {len(values)} numbers; expected {expected}.")
+        if not np.isfinite(values).all():
+            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
+        shared, *layers = np.clip(values, -1.0, 1.0).tolist()
+        return shared, layers or [0.0] * count
+
     @property
     def _bounds(self) -> tuple[float, float]:
         """Bounds of the common factor: the rates' bounds hold for every group."""
@@ -232,6 +275,21 @@ class RateControl:
 def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
     """Values of a profile at every update of a budget and at its end, (budget + 1,)."""
     return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
+
+
+def _around_their_mean(count: int, held: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return what makes exponents of groups from actions of layers: mean of its own less mean over those of all groups.
+
+    :param held: numbers of the layers that each of G groups holds
+    :return: (G, count); a group without layers has the exponent 0
+    """
+    matrix = np.zeros((len(held), count))
+    total = sum(map(len, held))
+    for row, own in zip(matrix, held, strict=True):
+        row[list(own)] = 1.0 / max(len(own), 1)
+    share = np.bincount([layer for own in held for layer in own], minlength=count)[:count] / max(total, 1)
+    matrix[[bool(own) for own in held]] -= share
+    return matrix
 
 
 def initial_rate(rate: Any, config: DecisionConfig) -> float:

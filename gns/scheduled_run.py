@@ -135,6 +135,11 @@ class ScheduledRun:
             group,
         )
         self._core_state = None
+        if self.decision.per_layer and len(optimizer.param_groups) == 1:
+            _logger.warning(
+                "The policy has a multiplier for each layer's rate and the optimizer one parameter group, which gets "
+                "the shared rate. Make the optimizer on gns.parameter_groups(model)."
+            )
         if self.guard is not None:
             self._snapshot = Snapshot(unwrap(self.model), optimizer, self.guard.folder)
             if core.update:
@@ -164,7 +169,7 @@ class ScheduledRun:
         with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
             action = self.policy.act(observation)
         multiplier = core.decide(action)
-        self._record(core, multiplier, action, features, observation.nodes)
+        self._record(core, multiplier, float(np.ravel(action)[0]), features, observation.nodes)
         return True
 
     def check_end(self, core: DecisionCore) -> None:

@@ -36,9 +36,10 @@ class DecisionRecord:
     """One decision, or one rollback of the guard.
 
     :param update: updates done before it
-    :param learning_rate: rate of the first parameter group for the coming update
+    :param learning_rate: rate of the first parameter group for the coming update; in action mode ``per-layer`` without
+        the group's multiplier
     :param multiplier: factor it put on the scale of the rates
-    :param action: what the policy answered, in [-1, 1]; None at a rollback, where no policy is asked
+    :param action: what the policy answered for all layers, in [-1, 1]; None at a rollback, where no policy is asked
     :param features: global features that the policy saw, by name; at a rollback those of the undone interval
     :param rollback: whether the guard took the run back here
     :param finite: whether losses, gradients, parameters and optimizer state were all finite
@@ -80,6 +81,8 @@ class RunHistory:
 
     def rate_path(self) -> tuple[np.ndarray, np.ndarray]:
         """Return updates from the first record on and the rate of each, to the last bit those that were applied.
+
+        In action mode ``per-layer`` these are the shared rates, without the multipliers of groups.
 
         Every update, or of a run of more than :data:`POINTS` some of each interval, its first and last among them.
 

@@ -58,6 +58,8 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
 def fingerprint(policy: GNSPolicy) -> str:
     """Return a digest of a policy's settings and weights: equal for policies that decide alike."""
     config = policy.to_dict()
+    if not policy.config.decision.per_layer:  # digests are those of versions without that mode
+        del config["network"]["per_layer"], config["decision"]["layer_base"]
     digest = hashlib.sha256(json.dumps([config["network"], config["decision"]], sort_keys=True).encode())
     for name, value in sorted(policy.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

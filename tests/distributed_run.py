@@ -23,7 +23,7 @@ from scheduler_loop import ByHand, lively_policy, two_groups
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gns import GNSScheduler, GuardConfig, layer_graph
+from gns import GNSScheduler, GuardConfig, layer_graph, parameter_groups
 from gns.distributed import group_of_run, local, share, whole
 from gns.errors import GNSError
 from gns.layer_graph import trainable_parameters
@@ -68,6 +68,8 @@ OPTIMIZERS = {
     "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
     "adamw": lambda model: two_groups(model, weight_decay=0.1),
     "rmsprop": lambda model: torch.optim.RMSprop(model.parameters(), lr=1e-3),
+    "layers": lambda model: torch.optim.AdamW(parameter_groups(model), lr=0.01),
+    "layers rmsprop": lambda model: torch.optim.RMSprop(parameter_groups(model), lr=1e-3),
 }
 #: wrapper, optimizer, whether the scheduler is given the wrapped model, micro-batches of an update
 CASES: dict[str, tuple[str, str, bool, int]] = {
@@ -80,6 +82,8 @@ CASES: dict[str, tuple[str, str, bool, int]] = {
     "fsdp adamw, two groups, two micro-batches": ("fsdp", "adamw", True, 2),
     "fsdp unknown optimizer": ("fsdp", "rmsprop", True, 1),
     "fsdp with a parameter of its own": ("fsdp ignored", "adamw", True, 1),
+    "ddp rates of layers": ("ddp", "layers", True, 1),
+    "fsdp rates of layers, unknown optimizer": ("fsdp", "layers rmsprop", True, 1),
 }
 
 
@@ -99,7 +103,7 @@ class Run:
         self.model = wrap(self.inner, self.kind, settings.pop("mesh", None))
         self.optimizer = OPTIMIZERS[optimizer](self.inner)
         given = self.model if wrapped else self.inner
-        policy = policy or lively_policy()
+        policy = policy or lively_policy("per-layer" if optimizer.startswith("layers") else "profile")
         if alone:
             settings["process_group"] = False
         self.scheduler = GNSScheduler(self.optimizer, given, total_steps=UPDATES, policy=policy, **settings)

@@ -19,6 +19,8 @@ def lively_policy(mode: str = "profile", features: str = "gns-1", **settings) ->
         policy = GNSPolicy(PolicyConfig(network=network, decision=decision))
     with torch.no_grad():
         policy.network.actor[2].weight.mul_(300.0)
+        if decision.per_layer:
+            policy.network.layer_actor.head[2].weight.mul_(300.0)
     return policy.eval()
 
 

@@ -99,6 +99,7 @@ SINGLE = {
     "sgdm": ([both()], replace(CONFIG, optimizers=("sgdm",))),
     "no guard": ([small_task("dropout")], replace(WILD, optimizers=("adamw",))),
     "the paper's": ([both()], replace(CONFIG, reward="gns-paper", decision=replace(CONFIG.decision, mode="gns-paper"))),
+    "rates of layers": ([both()], replace(CONFIG, decision=replace(CONFIG.decision, mode="per-layer"))),
     "two tasks": ([small_task("dropout"), small_task("batch_norm")], CONFIG),
     "validation": ([both()], replace(CONFIG, decision=replace(CONFIG.decision, features="srls"))),
     "float16": ([small_task("batch_norm", precision="float16")], CONFIG),
@@ -127,7 +128,8 @@ def test_one_environment_goes_on_from_any_decision(name, tmp_path):
     tasks, config = SINGLE[name]
     if name == "sgdm":
         config = replace(config, guard=replace(config.guard, folder=tmp_path))
-    actions = np.random.default_rng(1).uniform(-1, 1, (24, 1)).astype(np.float32)
+    width = LearningRateEnv(tasks, config).action_space.shape[0]
+    actions = np.random.default_rng(1).uniform(-1, 1, (24, width)).astype(np.float32)
     whole, stopped = (Player(LearningRateEnv(tasks, config), actions) for _ in range(2))
     for player in (whole, stopped):
         player.env.reset(seed=3)

@@ -171,10 +171,11 @@ def test_blocks_are_joined_by_each_edge_between_them_once():
     )
     lone = replace(observation(1, 2), blocks=np.array([1, 1]), edges=np.array([[0], [1]]))
     h = torch.arange(7.0).unsqueeze(-1)
-    means, between, graph = _pool_to_blocks(h, batch_observations([chain, lone]))
+    means, between, graph, block = _pool_to_blocks(h, batch_observations([chain, lone]))
     assert means.flatten().tolist() == pytest.approx([5 / 3, 2.5, 5.5])
     assert between.T.tolist() == [[0, 1], [1, 0]]
     assert graph.tolist() == [0, 0, 1]
+    assert block.tolist() == [0, 0, 1, 1, 0, 2, 2]
 
 
 # ---------------------------------------------------------------------- padding

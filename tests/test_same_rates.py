@@ -18,6 +18,7 @@ from gns import (
     Observation,
     PolicyConfig,
     layer_graph,
+    parameter_groups,
 )
 from gns.decision import ACTION_MODES
 from gns.features import get_schema
@@ -33,6 +34,8 @@ def random_policy(decision: DecisionConfig) -> GNSPolicy:
     policy = GNSPolicy(PolicyConfig(network=NetworkConfig(features=decision.features), decision=decision))
     with torch.no_grad():
         policy.network.actor[2].weight.mul_(300.0)
+        if decision.per_layer:
+            policy.network.layer_actor.head[2].weight.mul_(300.0)
     torch.set_rng_state(outside)
     return policy.eval()
 
@@ -55,7 +58,7 @@ def through_the_environment(task, optimizer: str, decision: DecisionConfig, seen
     env, policy = LearningRateEnv([task], config), random_policy(decision)
     instance, _ = env.reset(seed=0, options={"seed": SEED, "optimizer": optimizer, "learning_rate": RATES[optimizer]})
     rates, actions, terminated = [], [], False
-    env.run.optimizer.register_step_pre_hook(lambda stepped, *_: rates.append(stepped.param_groups[0]["lr"]))
+    env.run.optimizer.register_step_pre_hook(lambda stepped, *_: rates.append([g["lr"] for g in stepped.param_groups]))
     while not terminated:
         actions.append(policy.act(seen(env, instance)))
         instance, _, terminated, _, _ = env.step(np.array([actions[-1]], dtype=np.float32))
@@ -68,7 +71,8 @@ def through_the_core(task, optimizer: str, decision: DecisionConfig) -> tuple[li
     policy, outside = random_policy(decision), torch.get_rng_state()
     torch.manual_seed(SEED)
     model = task.build_model(**task.model)
-    trained_by = make_optimizer(optimizer, model.parameters(), RATES[optimizer])
+    groups = parameter_groups(model) if decision.per_layer else model.parameters()
+    trained_by = make_optimizer(optimizer, groups, RATES[optimizer])
     stream, core, rates, actions = batches(task, SEED), None, [], []
     for _ in range(BUDGET):
         inputs, targets = next(stream)
@@ -81,7 +85,7 @@ def through_the_core(task, optimizer: str, decision: DecisionConfig) -> tuple[li
             actions.append(policy.act(core.observe()))
             core.decide(actions[-1])
         core.before_update()
-        rates.append(trained_by.param_groups[0]["lr"])
+        rates.append([group["lr"] for group in trained_by.param_groups])
         trained_by.step()
         core.after_update(loss)
     torch.set_rng_state(outside)
@@ -102,9 +106,10 @@ def test_environment_and_decision_core_give_the_same_rates(kind, mode, features,
         task, optimizer, decision, lambda _, instance: from_instance(instance, features)
     )
     assert len(rates) == BUDGET and len(actions) == 5
-    assert max(map(abs, actions)) > 0.05  # the policy does act
+    assert np.abs(actions).max() > 0.05  # the policy does act
+    assert (len(set(rates[-1])) > 1) == decision.per_layer
     for other_rates, other_actions, env in (from_env, from_graph):
-        assert other_actions == actions
+        assert np.array_equal(other_actions, actions)
         assert other_rates == rates
         assert same_state(env.run.model, model)
 

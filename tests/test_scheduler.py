@@ -15,19 +15,20 @@ from twins.policy_run_twin import run_in_environment
 
 from agents.controllers import PolicyController
 from envs.learning_rate_env import Episode
-from gns import GNSPolicy, GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError
+from gns import GNSPolicy, GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError, parameter_groups
 from gns.decision import ACTION_MODES
 from gns.scheduler_policy import fingerprint
 
 RATES = {"sgd": 0.03, "sgdm": 0.01, "adam": 1e-3, "adamw": 1e-3}
 
 
-def in_a_users_loop(task, optimizer: str, policy, seed: int):
+def in_a_users_loop(task, optimizer: str, policy, seed: int, by_layer: bool = False):
     """Rates of all updates, model and scheduler."""
     outside = torch.get_rng_state()
     torch.manual_seed(seed)
     model = task.new_model()
-    trained_by = make_optimizer(optimizer, model.parameters(), RATES[optimizer])
+    groups = parameter_groups(model) if by_layer else model.parameters()
+    trained_by = make_optimizer(optimizer, groups, RATES[optimizer])
     stream, rates = batches(task, seed), []
     scheduler = GNSScheduler(trained_by, model, total_steps=T, policy=policy, guard=GuardConfig())
     for _ in range(T):
@@ -49,7 +50,10 @@ def test_environment_controller_and_scheduler_give_the_same_rates(kind, mode, op
     folder = tmp_path / "policy"
     lively_policy(mode, "gns-paper" if mode == "gns-paper" else "gns-1").save_pretrained(folder)
     task = small_task(kind)
-    rates, model, scheduler = in_a_users_loop(task, optimizer, folder, seed=9)
+    by_layer = mode == "per-layer"
+    rates, model, scheduler = in_a_users_loop(task, optimizer, folder, seed=9, by_layer=by_layer)
+    if by_layer:
+        rates = scheduler.run_history().rate_path()[1].tolist()  # the shared ones
     episode = Episode(task, optimizer, T, RATES[optimizer], seed=9)
     session = PolicyController(name="policy", policy=str(folder)).start(episode)
     while not session.finished:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import GraphInstance
 
-from envs.padding import unpad
+from envs.padding import pad_layers, unpad
 from gns.decision_config import DecisionConfig
 from gns.errors import InvalidSettingError
 from gns.features import get_schema
@@ -142,21 +142,29 @@ class ActingPolicy:
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, State | None]:
-        """Return the policy's deterministic actions: see :meth:`Acting.predict`; the state passes through unused."""
-        batch, single = self._batch(observation)
+        """Return the policy's deterministic actions: see :meth:`Acting.predict`; the state passes through unused.
+
+        In action mode ``per-layer`` they are (B, 1 + L), with room for the layers that the observation has room for.
+        """
+        batch, padded, single = self._batch(observation)
         training = self._policy.training
         self._policy.eval()
-        mean, _ = self._policy.network(batch)
+        mean, layers = self._policy.network.actions(batch)
         self._policy.train(training)
+        if layers is not None:
+            own = layers[None] if padded is None else pad_layers(layers, padded)[0]
+            mean = torch.cat([mean, own], dim=1)
         actions = mean.numpy()
         return (actions[0] if single else actions), state
 
-    def _batch(self, observation: Any) -> tuple[GraphBatch, bool]:
+    def _batch(self, observation: Any) -> tuple[GraphBatch, dict[str, torch.Tensor] | None, bool]:
+        """Return the graphs, the padded observations they are from, and whether it was a single one."""
         if isinstance(observation, GraphInstance):
-            return self._graph(observation), True
+            return self._graph(observation), None, True
         tensors = {key: torch.as_tensor(np.asarray(value)) for key, value in observation.items()}
         single = tensors["nodes"].ndim == 2
-        return unpad({key: value[None] for key, value in tensors.items()} if single else tensors), single
+        padded = {key: value[None] for key, value in tensors.items()} if single else tensors
+        return unpad(padded), padded, single
 
     def _graph(self, observation: GraphInstance) -> GraphBatch:
         rows = torch.as_tensor(np.asarray(observation.nodes))

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.resuming import Resuming
-from envs.learning_rate_env import Episode
+from envs.episode import Episode, run_of
 from envs.tasks import Task
 from envs.training_run import OptimizerFactory, TrainingRun
 from gns.decision_config import DecisionConfig
@@ -268,9 +268,7 @@ def new_run(episode: Episode, make_optimizer: OptimizerFactory | None = None) ->
 
     :param make_optimizer: see :class:`envs.training_run.TrainingRun`
     """
-    return TrainingRun(
-        episode.task, episode.optimizer, episode.learning_rate, episode.seed, episode.device, make_optimizer
-    )
+    return run_of(episode, make_optimizer=make_optimizer)
 
 
 def require_bounds(min_lr: float, max_lr: float) -> None:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agents.controllers.acting import ActingPolicy
-from agents.controllers.base import Controller, Session, new_run
+from agents.controllers.base import Controller, Session
+from envs.episode import run_of
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import TrainingRun
@@ -73,7 +74,7 @@ class PolicyController(Controller):
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
-        return _PolicySession(new_run(episode), episode, self.network, self.guard)
+        return _PolicySession(run_of(episode, self.network.config.decision), episode, self.network, self.guard)
 
     def check(self, task: Task, optimizer: str, budget: int) -> None:
         """Pass a budget of at least one update a decision.

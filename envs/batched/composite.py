@@ -190,7 +190,8 @@ def plan(tasks: Sequence[Task], config: EnvConfig, num_envs: int, together: bool
 
 def pays(task: Task, config: EnvConfig) -> bool:
     """Say whether runs of a task can be trained together and are faster for it."""
-    if get_schema(config.decision.features).needs_validation or not _batchable(task):
+    decision = config.decision
+    if decision.per_layer or get_schema(decision.features).needs_validation or not _batchable(task):
         return False
     return torch.device(config.device).type != "cpu" or forward_operations(task) <= PAYS_UP_TO
 

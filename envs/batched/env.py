@@ -48,6 +48,8 @@ class BatchedEnv(VecEnv):
             raise NotBatchableError(
                 f"Features {config.decision.features!r} need a pass over held-out data; runs are trained one at a time."
             )
+        if config.decision.per_layer:
+            raise NotBatchableError("Runs whose layers have rates of their own are trained one at a time.")
         self.task, self.config, self.optimizer = task, config, optimizer
         self._draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
         run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
