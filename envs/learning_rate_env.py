@@ -178,7 +178,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     ``truncated`` never.
 
     The current observation is also in ``env.observation``, as :class:`gns.decision.Observation`, the run in
-    ``env.run`` and the rate of every update so far in ``env.rates``.
+    ``env.run`` and the rate of every update so far, without multipliers of layers, in ``env.rates``.
 
     :param tasks: names or tasks; each episode draws one
     :param config: what episodes are drawn from

@@ -60,7 +60,8 @@ class RunStatistics:
     :param loss_counts: (*N,), how many of them a run has, which come first; the rest is filled up. -1: all
     :param first_loss: (*N,), mean loss of the first interval; NaN before it ends
     :param previous_loss: (*N,), mean loss of the interval before the last one; NaN where there is none
-    :param learning_rate: (*N,), rate of the first parameter group if the coming decision changes nothing
+    :param learning_rate: (*N,), rate of the first parameter group if the coming decision changes nothing; in mode
+        ``per-layer`` without the group's multiplier, which is in ``learning_rates``
     :param progress: (*N,), updates done over budget
     :param budget: (*N,), updates
     :param rolled_back: (*N,), 1 where the last interval was undone by the guard

@@ -45,8 +45,8 @@ class GNSScheduler(LRScheduler):
     It decides in a hook of ``optimizer.step``, on the gradient as it is then (accumulated, clipped, unscaled), before
     the update is applied; an update counts once it was made and :meth:`step` was called after it. Thus a step that a
     ``GradScaler`` leaves out, or a second call of :meth:`step`, counts as nothing. The first parameter group has rate
-    :meth:`get_last_lr` ``[0]``, that of the last update made; groups keep their ratios. Past ``total_steps`` updates
-    the last rate stays.
+    :meth:`get_last_lr` ``[0]``, that of the last update made; groups keep their ratios, but for a policy of action mode
+    ``per-layer``, see :func:`gns.parameter_groups`. Past ``total_steps`` updates the last rate stays.
 
     The loss comes from ``step(loss)``; where a framework calls ``step()``, it is the mean of what :meth:`report_loss`
     was given since the last step, else what the optimizer's closure returned, else the mean ``.loss`` of the model's

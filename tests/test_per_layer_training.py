@@ -39,9 +39,10 @@ def vectors(workers: int = 0, **changes):
 
 
 @pytest.fixture
-def ppo():
+def ppo(request):
+    network = replace(NETWORK, hierarchical=getattr(request, "param", False))
     venv = vectors()
-    yield make_ppo(venv, CONFIG, 5, seed=0)
+    yield make_ppo(venv, replace(CONFIG, network=network), 5, seed=0)
     venv.close()
 
 
@@ -200,6 +201,7 @@ def test_gradients_do_not_pass_through_padded_entries(ppo):
 # ---------------------------------------------------------------------- PPO
 
 
+@pytest.mark.parametrize("ppo", [False, True], indirect=True, ids=["flat", "hierarchical"])
 def test_ppo_trains_the_actor_of_layers_and_the_exported_policy_acts_as_the_agent(ppo):
     before = ppo.policy.network_state()
     ppo.learn(20)
@@ -207,7 +209,7 @@ def test_ppo_trains_the_actor_of_layers_and_the_exported_policy_acts_as_the_agen
     for part in ("encoder.first", "actor.0", "critic.0", "layer_actor.head.0", "layer_actor.head.2"):
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part)), part
     assert not torch.equal(ppo.policy.log_std.detach(), torch.full((2,), CONFIG.log_std))
-    policy = export_policy(ppo, ENV, CONFIG, {})
+    policy = export_policy(ppo, ENV, replace(CONFIG, network=ppo.policy._network_config), {})
     env = PadGraph(LearningRateEnv(TASKS, ENV))
     for seed in range(4):
         padded, _ = env.reset(seed=seed)
