@@ -35,7 +35,7 @@ def test_python_blocks_run(name, root, tmp_path, monkeypatch, capsys):
         for block in python_blocks(text_of(name)):
             exec(compile(block, name, "exec"), names)
     if name == "docs/method.md":
-        assert capsys.readouterr().out == "('0', '2') [[0], [1]]\n"
+        assert capsys.readouterr().out == "[2, 2, 2]\n('0', '2') [[0], [1]]\n"
 
 
 def test_every_other_page_with_code_is_run_by_the_tests_that_say_so(root):
