@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envs.episode import episode_of, run_of
+from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
 from envs.training_run import Position
 from gns.decision import DecisionCore
@@ -63,7 +63,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
             for task, graph in zip(env.tasks, state["graphs"], strict=True)
             if graph is not None
         }
-        run = run_of(episode, env.config.decision)
+        run = new_run(episode, decision=env.config.decision)
         core = DecisionCore(run.model, run.optimizer, graphs[id(episode.task)], episode.budget, env.config.decision)
         core.load_state_dict(on_device_of(run.model, state["core"]) or {})
         run.load_state_dict(state["run"])

@@ -45,13 +45,13 @@ def episode_of(state: dict[str, Any], tasks: Sequence[Task], device: str) -> Epi
     return Episode(tasks[number], state["optimizer"], state["budget"], state["learning_rate"], state["seed"], device)
 
 
-def run_of(
-    episode: Episode, decision: DecisionConfig | None = None, make_optimizer: OptimizerFactory | None = None
+def new_run(
+    episode: Episode, make_optimizer: OptimizerFactory | None = None, decision: DecisionConfig | None = None
 ) -> TrainingRun:
     """Return the training run of an episode, before its first update.
 
-    :param decision: how its rates will be decided; None: alike for all layers
     :param make_optimizer: see :class:`envs.training_run.TrainingRun`
+    :param decision: how its rates will be decided; None: alike for all layers
     """
     by_layer = decision is not None and decision.per_layer
     rate, seed, device = episode.learning_rate, episode.seed, episode.device

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.env_state import env_state, load_env_state
-from envs.episode import Episode, episode_info, run_of
+from envs.episode import Episode, episode_info, new_run
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns.decision import DecisionConfig, DecisionCore, Observation
@@ -227,7 +227,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """
         super().reset(seed=seed)
         self.episode = episode = self.draw_episode(options or {})
-        self.run = run_of(episode, self.config.decision)
+        self.run = new_run(episode, decision=self.config.decision)
         self.rollbacks, self.evaluations = 0, 0
         self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
         self._validation: ValidationStatistics | None = None  # need it, of the last evaluation

@@ -66,6 +66,7 @@ class RateControl:
         constant = config.mode in ("recursive", "gns-paper")
         self._profile = get_profile("constant" if constant else config.profile)
         count, held = layers if layers is not None and config.per_layer else (0, [[] for _ in self.initial_lrs])
+        self._held = [len(own) for own in held]
         self._layers = _around_their_mean(count, held)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * count)
         self._observed_at = -1
@@ -119,6 +120,17 @@ class RateControl:
         if not actions:
             return [1.0] * len(self.initial_lrs)
         return (self.config.layer_base ** (self._layers @ np.array(actions))).tolist()
+
+    def shared_rate(self, rates: Sequence[float]) -> float:
+        """Return :attr:`learning_rate` where the parameter groups have such rates.
+
+        In mode ``per-layer`` the first group's multiplier is taken out by what holds of all groups': their geometric
+        mean over layers is 1, unless a bound cut one off.
+        """
+        if not any(self._held):
+            return rates[0]
+        changes = np.log(np.array(rates) / np.array(self.initial_lrs))
+        return self.initial_lrs[0] * math.exp(np.average(changes, weights=self._held))
 
     @property
     def steps(self) -> int:

@@ -105,7 +105,7 @@ def make_core(
     :param updates: updates done; without a state the core then goes on from the optimizer's rates
     :param process_group: see :class:`gns.decision.DecisionCore`
     """
-    now = _rate_now(optimizer, initial_lrs, config) if updates and state is None else None
+    now = [float(group["lr"]) for group in optimizer.param_groups]
     for group, initial in zip(optimizer.param_groups, initial_lrs, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].copy_(torch.as_tensor(initial))
@@ -114,19 +114,10 @@ def make_core(
     core = DecisionCore(model, optimizer, graph, budget, config, process_group)
     if state is not None:
         core.load_state_dict(state)
-    elif now is not None:
+    elif updates:
         fresh = core.state_dict()
         core.load_state_dict(fresh | {"memory": fresh["memory"] | {"update": updates, "steps": updates}})
-        scale = now / (core.initial_lrs[0] * core.factor)
+        scale = core.shared_rate(now) / (core.initial_lrs[0] * core.factor)
         fresh = core.state_dict()
         core.load_state_dict(fresh | {"memory": fresh["memory"] | {"scale": scale}})
     return core
-
-
-def _rate_now(optimizer: torch.optim.Optimizer, initial_lrs: list[float | Tensor], config: DecisionConfig) -> float:
-    """Return the rate of the first parameter group; in mode ``per-layer`` freed of multipliers, whose mean is 1."""
-    rates, first = [float(group["lr"]) for group in optimizer.param_groups], float(initial_lrs[0])
-    if not config.per_layer:
-        return rates[0]
-    changes = [rate / float(initial) for rate, initial in zip(rates, initial_lrs, strict=True)]
-    return first * float(np.exp(np.mean(np.log(changes))))

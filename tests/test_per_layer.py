@@ -505,3 +505,13 @@ def test_a_run_resumed_without_a_state_stands_at_the_shared_rate():
     shared = loop.core.learning_rate
     core = make_core(loop.model, loop.optimizer, loop.graph, T, loop.core.config, [0.01] * 3, None, 4)
     assert core.learning_rate == pytest.approx(shared) and core.multipliers == [1.0] * 3
+
+
+def test_so_it_does_where_groups_hold_different_numbers_of_layers():
+    def two_layers_and_one(model):
+        return [{"params": [*model[0].parameters(), *model[2].parameters()]}, {"params": model[3].parameters()}]
+
+    loop = Loop(profile="constant", groups=two_layers_and_one).run(ACTIONS, 4)
+    shared = loop.core.learning_rate
+    core = make_core(loop.model, loop.optimizer, loop.graph, T, loop.core.config, [0.01] * 2, None, 4)
+    assert core.learning_rate == pytest.approx(shared)

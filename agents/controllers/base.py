@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.resuming import Resuming
-from envs.episode import Episode, run_of
+from envs.episode import Episode
+from envs.episode import new_run as new_run  # what a controller's session begins with
 from envs.tasks import Task
-from envs.training_run import OptimizerFactory, TrainingRun
+from envs.training_run import TrainingRun
 from gns.decision_config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError
 
@@ -261,14 +262,6 @@ class Controller(ABC):
         """Return what decides its results, as plain values: the kind and every setting, not the name."""
         settings = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
         return {"kind": self.kind, **{key: _plain(value) for key, value in settings.items()}}
-
-
-def new_run(episode: Episode, make_optimizer: OptimizerFactory | None = None) -> TrainingRun:
-    """Return the training run of an episode.
-
-    :param make_optimizer: see :class:`envs.training_run.TrainingRun`
-    """
-    return run_of(episode, make_optimizer=make_optimizer)
 
 
 def require_bounds(min_lr: float, max_lr: float) -> None:

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agents.controllers.acting import ActingPolicy
-from agents.controllers.base import Controller, Session
-from envs.episode import run_of
+from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import TrainingRun
@@ -74,7 +73,8 @@ class PolicyController(Controller):
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
-        return _PolicySession(run_of(episode, self.network.config.decision), episode, self.network, self.guard)
+        run = new_run(episode, decision=self.network.config.decision)
+        return _PolicySession(run, episode, self.network, self.guard)
 
     def check(self, task: Task, optimizer: str, budget: int) -> None:
         """Pass a budget of at least one update a decision.
