@@ -20,7 +20,7 @@ model = AutoModelForSequenceClassification.from_pretrained(more.model, num_label
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
 updates = training_updates(args, len(data["train"]))
-# The bundled policy has never seen pretrained weights: a low bound keeps it from destroying them.
+# The bundled policy has never seen a pretrained encoder: a low bound keeps it from destroying the weights.
 scheduler = GNSScheduler(optimizer, model, total_steps=updates, policy=more.policy, max_lr=1e-4)
 trainer = GNSTrainer(
     model=model,
