@@ -26,7 +26,7 @@ from envs.padding import unpad
 from envs.plain_state import loading
 from envs.tasks import Task
 from envs.vector_state import load_state_of, state_of
-from gns.decision_config import PER_LAYER
+from gns.decision_config import PER_LAYER, DecisionConfig
 from gns.errors import InvalidSettingError
 from gns.network import GNSNetwork, NetworkConfig
 from gns.policy import GNSPolicy, PolicyConfig
@@ -106,7 +106,7 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
         learn_std: bool = True,
         **kwargs: Any,
     ) -> None:
-        self._network_config, self._learn_std = network_config, learn_std
+        self.network_config, self._learn_std = network_config, learn_std
         network = GNSNetwork(network_config)
         extractor: type[BaseFeaturesExtractor] = GraphFeatures
         parts: dict[str, Any] = {"encoder": network.encoder, "width": network_config.hidden}
@@ -133,32 +133,41 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
 
     def network_state(self) -> dict[str, Tensor]:
         """Return the weights as a ``state_dict`` of :class:`gns.network.GNSNetwork`."""
+        return {
+            f"{part}.{name}": value.detach().clone()
+            for part, module in self._network_parts().items()
+            for name, value in module.state_dict().items()
+        }
+
+    def load_network(self, network: GNSNetwork) -> None:
+        """Take the weights of a network of the same shape."""
+        for part, module in self._network_parts().items():
+            module.load_state_dict(network.get_submodule(part).state_dict())
+
+    def _network_parts(self) -> dict[str, nn.Module]:
+        """Return the modules by their names in :class:`gns.network.GNSNetwork`."""
         assert isinstance(self.features_extractor, GraphFeatures | LayerFeatures)
         parts = {"encoder": self.features_extractor.encoder, "actor": self.action_net, "critic": self.value_net}
         if isinstance(self.features_extractor, LayerFeatures):
             parts["layer_actor"] = self.features_extractor.layer_actor
-        return {
-            f"{part}.{name}": value.detach().clone()
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
-        }
+        return parts
 
     def _build_mlp_extractor(self) -> None:
-        if self._network_config.per_layer:
-            self.mlp_extractor: Any = LayerHeads(self._network_config.hidden)
+        if self.network_config.per_layer:
+            self.mlp_extractor: Any = LayerHeads(self.network_config.hidden)
         else:
             super()._build_mlp_extractor()
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        if not self._network_config.per_layer:
+        if not self.network_config.per_layer:
             return super()._get_action_dist_from_latent(latent_pi)
-        return layer_distribution(self.action_net, self.log_std, latent_pi, self._network_config.hidden)
+        return layer_distribution(self.action_net, self.log_std, latent_pi, self.network_config.hidden)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         for key in ("net_arch", "ortho_init", "features_extractor_class", "features_extractor_kwargs"):
             data.pop(key)
-        return {**data, "network_config": self._network_config, "learn_std": self._learn_std}
+        return {**data, "network_config": self.network_config, "learn_std": self._learn_std}
 
 
 class TaskReturnScaling(VecEnvWrapper):
@@ -280,6 +289,29 @@ def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
         seed=seed,
         device="cpu",
     )
+
+
+def begin_with(model: PPO, source: str, decision: DecisionConfig) -> None:
+    """Give a PPO agent the weights of a policy. The deviation of its actions stays as it is.
+
+    How far an action reaches, the bounds of the rate and the number of decisions may differ from the policy's own.
+
+    :param source: folder or Hub id of the policy
+    :param decision: how the agent's actions become rates
+    :raises InvalidSettingError: if the policy has another network or action mode than the agent
+    :raises PolicyFormatError: if it cannot be loaded
+    """
+    assert isinstance(model.policy, GraphActorCriticPolicy)
+    policy = GNSPolicy.from_pretrained(source)
+    own = vars(model.policy.network_config) | {"mode": decision.mode}
+    given = vars(policy.config.network) | {"mode": policy.config.decision.mode}
+    if other := [name for name in own if own[name] != given[name]]:
+        raise InvalidSettingError(
+            f"initial_policy {source!r} has {', '.join(f'{name} = {given[name]!r}' for name in other)}; expected "
+            f"{', '.join(f'{name} = {own[name]!r}' for name in other)}, as this training. Set agent.network and "
+            "env.decision.mode as the policy has them, or begin with random weights: initial_policy=null."
+        )
+    model.policy.load_network(policy.network)
 
 
 def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[str, Any]) -> GNSPolicy:

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Logger
 
 from agents.evaluation import require_different_names
 from agents.imitation import ImitationConfig, TunedRates, imitate
-from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env, single_thread
+from agents.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.results_cache import ResultsCache
 from agents.resuming import (
     CheckpointConfig,
@@ -51,6 +51,8 @@ class TrainConfig:
     :param checkpoint: when the state of the training is written
     :param validation: when policies are scored on tasks that are not learned from, to take the best
     :param imitation: what the policy learns to follow before PPO begins
+    :param initial_policy: folder or Hub id of a policy whose weights the training begins with, instead of random ones;
+        of the same network and action mode. How far its actions deviate, ``agent.log_std``, is no part of a policy
     """
 
     episodes: int = 2400
@@ -63,6 +65,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    initial_policy: str | None = None
 
     def __post_init__(self) -> None:
         require_positive("episodes", self.episodes)
@@ -112,7 +115,9 @@ def train(
     :param about: what the policy's card says besides
     :param tuning: where runs of the schedule to imitate are kept
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
-    :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from
+    :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
+        policy to begin with is of another network or action mode
+    :raises PolicyFormatError: if that policy cannot be loaded
     :raises CheckpointMismatchError: if the newest checkpoint is of a training with other settings
     """
     single_thread()
@@ -139,6 +144,8 @@ def train(
     )
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed)
+        if config.initial_policy is not None and state is None:
+            begin_with(model, config.initial_policy, decision)
         model.set_logger(Logger(folder=None, output_formats=tracker.writers()))
 
         def export() -> GNSPolicy:
@@ -257,6 +264,7 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         "episodes dropped with lost workers": watch.dropped,
         "seed": config.seed,
         "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
+        **({"begun with the policy": config.initial_policy} if config.initial_policy else {}),
         **({"begun by imitating": f"tuned {imitated}"} if (imitated := config.imitation.schedule) else {}),
         **chosen,
     }

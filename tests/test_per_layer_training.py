@@ -209,7 +209,7 @@ def test_ppo_trains_the_actor_of_layers_and_the_exported_policy_acts_as_the_agen
     for part in ("encoder.first", "actor.0", "critic.0", "layer_actor.head.0", "layer_actor.head.2"):
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part)), part
     assert not torch.equal(ppo.policy.log_std.detach(), torch.full((2,), CONFIG.log_std))
-    policy = export_policy(ppo, ENV, replace(CONFIG, network=ppo.policy._network_config), {})
+    policy = export_policy(ppo, ENV, replace(CONFIG, network=ppo.policy.network_config), {})
     env = PadGraph(LearningRateEnv(TASKS, ENV))
     for seed in range(4):
         padded, _ = env.reset(seed=seed)
