@@ -38,6 +38,7 @@ from gns.network import network_for
 from gns.policy import GNSPolicy
 
 _LOGGER = logging.getLogger(__name__)
+_OWN_PRIOR = "four decades each"  # initial rates of a drawn task
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,9 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         "tasks": ", ".join([task.name for task in named] + drawn),
         "optimizers": ", ".join(sorted({name for task in tasks for name in env.optimizers_of(task)})),
         "budgets": ", ".join(sorted("{} to {} updates".format(*pair) for pair in budgets)),
-        "initial rates": json.dumps(_priors(named, env) | ({"drawn tasks": "four decades each"} if drawn else {})),
+        "initial rates": json.dumps(
+            _priors(named, env) | ({"drawn tasks": _drawn_priors(tasks, env)} if drawn else {})
+        ),
         "episodes": watch.episodes,
         "episodes lost to divergence": watch.diverged,
         "episodes dropped with lost workers": watch.dropped,
@@ -279,6 +282,14 @@ def _priors(tasks: Sequence[Task], env: EnvConfig) -> dict[str, Any]:
         }
         priors[name] = ranges if len(set(ranges.values())) > 1 else next(iter(ranges.values()))
     return priors
+
+
+def _drawn_priors(tasks: Sequence[Task], env: EnvConfig) -> Any:
+    """Range of initial rates of drawn tasks: each has its own, but where the environment gives one to an optimizer."""
+    names = {name for task in tasks if task.drawn for name in env.optimizers_of(task)}
+    given = {name: tuple(rates) for name in sorted(names) if (rates := env.learning_rates.get(name))}
+    others = {"others": _OWN_PRIOR} if given and len(given) < len(names) else {}
+    return given | others or _OWN_PRIOR
 
 
 def _rounded(value: float) -> Any:

@@ -49,7 +49,7 @@ def test_the_example_on_mrpc_fine_tunes_an_encoder_within_its_bound(encoder, roo
     example = root / "examples" / "mrpc_trainer.py"
     assert len(example.read_text(encoding="utf-8").splitlines()) < 40
     run = {"output_dir": "run", "model": model, "data": str(hub / "nyu-mll/glue"), "max_steps": "20"}
-    run |= {"per_device_train_batch_size": "2", "per_device_eval_batch_size": "55", "learning_rate": "9e-5"}
+    run |= {"per_device_train_batch_size": "2", "per_device_eval_batch_size": "55", "learning_rate": "9e-4"}
     run |= {"logging_steps": "1", "use_cpu": "true", "report_to": "none", "save_strategy": "no"}
     argv = [word for name, value in run.items() for word in (f"--{name}", value)]
     with fresh(monkeypatch, tmp_path, "mrpc_trainer.py", *argv):
@@ -57,5 +57,5 @@ def test_the_example_on_mrpc_fine_tunes_an_encoder_within_its_bound(encoder, roo
     assert "eval_accuracy" in capsys.readouterr().out
     scheduler, trainer = names["scheduler"], names["trainer"]
     assert len(scheduler.history) == 20 == trainer.state.global_step
-    assert max(logged(trainer, "learning_rate")) <= 1e-4 and len(set(logged(trainer, "learning_rate"))) > 10
+    assert max(logged(trainer, "learning_rate")) <= 1e-3 and len(set(logged(trainer, "learning_rate"))) > 10
     assert len(scheduler.graph.names) > 20

@@ -1,6 +1,7 @@
 """Tasks drawn for training: broad, sound, the same in every process, and trained together as alone."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,10 @@ from plain_loop import small_task
 from test_env_state import assert_equal, through_a_file
 
 import train_agent
-from envs import EnvConfig, Task
+from agents import training
+from agents.ppo import PPOConfig
+from agents.schedule_reference import BaselineConfig
+from envs import EnvConfig, Task, get_task
 from envs.batched.composite import Group, forward_operations, make_vector, pays
 from envs.batched.runs import BatchedRuns
 from envs.tasks import glue, images, pool_data
@@ -23,7 +27,7 @@ from envs.tasks.pool import SOURCES, PoolConfig, _with_settings, draw_pool
 from envs.tasks.pool_data import VOCABULARY, DataSpec, Images, Mixture, Teacher, load
 from envs.tasks.pool_models import NetworkSpec, Pretraining, fine_tuned
 from envs.training_run import OPTIMIZERS, TrainingRun
-from gns import DecisionConfig, GNSPolicy
+from gns import DecisionConfig, GNSPolicy, NetworkConfig
 from gns.errors import InvalidSettingError, UnknownNameError
 from gns.layer_graph import layer_graph
 
@@ -306,6 +310,27 @@ def test_tasks_to_score_on_are_of_another_seed(compose, tmp_path, monkeypatch):
     assert others[1].name not in {task.name for task in draw_pool(PoolConfig(size=2))}
     with pytest.raises(InvalidSettingError, match=r"validation_tasks.seed and pool.seed are both 0"):
         train_agent.run(compose("train_agent", "name=y", *small, *drawn, "validation_tasks.seed=0"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "four decades each"),
+        ({"sgdm": (1e-3, 1.0), "adam": None}, {"sgdm": [1e-3, 1.0], "others": "four decades each"}),
+        ({"sgdm": (1e-3, 1.0), "adam": (1e-4, 0.1)}, {"sgdm": [1e-3, 1.0], "adam": [1e-4, 0.1]}),
+    ],
+)
+def test_the_card_tells_the_initial_rates_of_drawn_tasks(given, told):
+    tasks = [replace(get_task("digits_mlp"), name="pool_0", drawn=True)]
+    env = EnvConfig(
+        optimizers=("adam", "sgdm"), budgets=(5, 5), learning_rates=given, decision=DecisionConfig(num_decisions=5)
+    )
+    agent = PPOConfig(
+        num_envs=2, episodes_per_rollout=2, batch_size=5, n_epochs=1, network=NetworkConfig(hidden=8, head=8)
+    )
+    config = training.TrainConfig(episodes=2, workers=0, env=env, agent=agent, baseline=BaselineConfig(controllers=()))
+    card = training.train(tasks, config).config.training
+    assert json.loads(card["initial rates"]) == {"drawn tasks": told}
 
 
 def test_a_policy_is_trained_on_drawn_tasks_alone_or_after_named_ones(compose, tmp_path, monkeypatch):
