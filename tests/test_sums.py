@@ -53,12 +53,17 @@ def both(
 
 
 def assert_equal(whole: Sums, pieces: Sums, tensors: list[nn.Parameter], tolerance: float = 1e-6) -> None:
-    """Equal to the tolerance; for the two columns whose terms may cancel, of what their terms may come to."""
+    """Equal to the tolerance; for the two columns whose terms may cancel, of what their terms may come to.
+
+    The update is worked out in two ways (a square root here, the inverse of its inverse there), and how many roundings
+    apart they end depends on the processor: its square is given twice the tolerance, as a square has twice the error.
+    """
     expected, found = whole.sums.double(), pieces.sums.double()
     scale = expected.abs()
     count = torch.tensor([p.numel() for p in tensors], dtype=torch.float64)
     scale[:, SUM_W] = (count * expected[:, SUM_W2]).sqrt()
     scale[:, SUM_GM] = (expected[:, SUM_G2] * expected[:, SUM_M2]).sqrt()
+    scale[:, SUM_U2] *= 2.0
     assert pieces.sums.dtype == torch.float32 and pieces.sums.shape == (len(tensors), NUM_SUMS)
     assert ((found - expected).abs() <= tolerance * scale).all()
     np.testing.assert_allclose(pieces.momentum_scale, whole.momentum_scale, rtol=1e-12)
