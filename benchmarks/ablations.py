@@ -2,8 +2,10 @@
 
 ``python -m benchmarks.ablations [--seeds 3] [--only NAME ...] [--folder outputs/ablations] [SETTING=VALUE ...]``
 trains a policy a variant and seed by ``train_agent.py`` on a pool of drawn tasks, one after the other, and prints a
-table: the mean log loss of the variant's policies on the validation episodes (full budgets, without noise, reward
-splits, the best of each training) over that of the recipe as it stands, seed by seed. What is there already is not
+table: the geometric mean loss of the variant's policies on the validation episodes (full budgets, without noise, reward
+splits, the best of each training) over that of the recipe as it stands, seed by seed, with Student's interval of the
+mean over seeds. Train both sides of a ratio on one machine: two processors round differently, and two trainings that
+differ in nothing else drift apart as two seeds do. What is there already is not
 trained again, and a training that was interrupted goes on. Writes ``ablations.csv`` and ``ablations.md`` there.
 """
 
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "recipe"
@@ -49,7 +52,7 @@ VARIANTS: dict[str, list[str]] = {
     "no guard": ["env.guard.enabled=false"],
     "reward: squared metric": ["env.reward=gns-paper"],
     "reward: at a fifth of the decisions": ["env.reward_probability=0.2"],
-    "a decision every 10 updates": ["env.decision.decision_interval=10"],
+    "a decision every 10 updates": ["+env.decision.decision_interval=10"],
     "no curriculum": ["env.curriculum.episodes=0"],
     "entropy bonus, falling": ["agent.ent_coef=0.01"],
     "begun by imitating tuned cosine": ["imitation.schedule=cosine"],
@@ -103,16 +106,19 @@ def table(folder: Path, variants: Sequence[str], seeds: int) -> pd.DataFrame:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """Return the table: a line a variant, with mean and standard deviation over seeds."""
+    """Return the table: by variant each seed's ratio, their geometric mean and its 95 % interval (t)."""
     lines = [
-        "| variant | seeds | loss over the recipe's | s.d. over seeds | runs lost |",
+        "| changed | loss over the recipe's, each seed | mean | 95 % (t) | runs lost |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for variant, own in rows.groupby("variant", sort=False):
-        ratios = np.exp(own.log_ratio.to_numpy(dtype=float))
-        deviation = f"{ratios.std(ddof=1):.3f}" if len(ratios) > 1 else ""
-        mean = math.exp(own.log_ratio.mean())
-        lines.append(f"| {variant} | {len(own)} | {mean:.3f} | {deviation} | {own.lost.mean():.1%} |")
+    for variant, own in rows[rows.variant != BASE].groupby("variant", sort=False):
+        logs = own.log_ratio.to_numpy(dtype=float)
+        each = ", ".join(f"{ratio:.2f}" for ratio in np.exp(logs))
+        interval = ""
+        if len(logs) > 1:
+            low, high = np.exp(student.interval(0.95, len(logs) - 1, logs.mean(), logs.std(ddof=1) / len(logs) ** 0.5))
+            interval = f"{low:.2f} to {high:.2f}"
+        lines.append(f"| {variant} | {each} | {math.exp(logs.mean()):.2f} | {interval} | {own.lost.mean():.1%} |")
     return "\n".join(lines) + "\n"
 
 
