@@ -252,7 +252,7 @@ def make_vec_env(
 def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
     """Return SB3's PPO on the environments.
 
-    :param decisions: decisions an episode takes at most
+    :param decisions: decisions an episode takes as a rule
     :raises InvalidSettingError: if the environments take actions of layers and the network has none, or the reverse
     """
     layers = int(np.prod(venv.action_space.shape or (1,))) - 1

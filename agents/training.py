@@ -45,7 +45,8 @@ _OWN_PRIOR = "four decades each"  # initial rates of a drawn task
 class TrainConfig:
     """How a policy is trained.
 
-    :param episodes: training runs to learn from, rounded up to whole rollouts
+    :param episodes: training runs to learn from, rounded up to whole rollouts; those are counted in decisions, so that
+        runs that allow fewer than is usual, or end early, make them more
     :param seed: seed of everything
     :param workers: processes that collect; 0: none but this one. Changes no result
     :param engine: what the workers are. Changes no result
@@ -131,9 +132,7 @@ def train(
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
     reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
-    decision, largest = config.env.decision, max(config.env.budgets_of(task)[1] for task in tasks)
-    interval = decision.decision_interval
-    decisions = math.ceil(largest / interval) if interval else decision.num_decisions
+    decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
     venv = make_vec_env(
         list(tasks),
         config.env,
@@ -202,7 +201,7 @@ def train(
         elif config.imitation.schedule is not None:
             how = config.imitation
             rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
-            imitate(model, rates, how, decision, decisions, stop_if_asked)
+            imitate(model, rates, how, decision, config.env.most_decisions(tasks), stop_if_asked)
             score()
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)

@@ -26,6 +26,7 @@ from gns.validation import ValidationStatistics, validation_statistics
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
 _MAX_BLOCKS = 10_000
 _LARGEST_LOSS = 1e6
+_QUANTILES = 101  # of budgets, where a mean over them is taken
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,23 @@ class EnvConfig:
     def budgets_of(self, task: Task) -> tuple[int, int]:
         """Return the smallest and largest budget of episodes on a task."""
         return self.budgets or task.budgets or (task.updates(),) * 2
+
+    def most_decisions(self, tasks: Sequence[Task]) -> int:
+        """Return the largest number of decisions an episode on one of some tasks takes."""
+        if self.decision.decision_interval is None:
+            return self.decision.num_decisions
+        return max(math.ceil(self.budgets_of(task)[1] / self.decision.decision_interval) for task in tasks)
+
+    def usual_decisions(self, tasks: Sequence[Task]) -> int:
+        """Return the mean number of decisions of episodes on some tasks, budgets as drawn, rounded up.
+
+        With ``num_decisions`` it is that number, though budgets that it does not divide allow fewer.
+        """
+        interval = self.decision.decision_interval
+        if interval is None:
+            return self.decision.num_decisions
+        low, high = np.transpose([self.budgets_of(task) for task in tasks])
+        return math.ceil(np.ceil(np.round(np.geomspace(low, high, _QUANTILES)) / interval).mean())
 
     def shortened(self, budget: float, begun: int) -> int:
         """Return a budget as the curriculum has it.

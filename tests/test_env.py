@@ -272,6 +272,19 @@ def test_number_of_decisions_and_end(budget, decision):
     assert done_updates == [min((i + 1) * interval, budget) for i in range(len(ends))]
 
 
+def test_decisions_of_episodes_on_several_tasks():
+    tasks = [small_task(), get_task("digits_cnn")]
+    tasks[0].budgets, tasks[1].budgets = (20, 400), (20, 100)
+    config = EnvConfig(budgets=None, decision=DecisionConfig(decision_interval=10))
+    generator = np.random.default_rng(0)
+    drawn = [20 * factor ** generator.uniform(size=20_000) for factor in (20, 5)]
+    mean = np.mean([np.ceil(np.round(budgets) / 10) for budgets in drawn])
+    assert config.usual_decisions(tasks) == math.ceil(mean)
+    assert config.most_decisions(tasks) == 40
+    several = replace(config, decision=DecisionConfig(num_decisions=7))
+    assert several.usual_decisions(tasks) == several.most_decisions(tasks) == 7
+
+
 @pytest.mark.parametrize("action", [-1.0, 0.5, 1.0])
 @pytest.mark.parametrize("optimizer", ["sgdm", "adam"])
 def test_the_first_decision_precedes_the_first_update(action, optimizer):

@@ -4,6 +4,8 @@ import torch
 from stable_baselines3 import PPO
 
 from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
+from agents.schedule_reference import BaselineConfig
+from agents.training import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from gns import DecisionConfig, NetworkConfig
 
@@ -96,3 +98,17 @@ def test_a_rollout_mixes_tasks_and_optimizers(model):
     ppo, _ = model
     ppo.learn(60)
     assert len(ppo.get_env().moments) >= 3  # of 2 tasks x 2 optimizers
+
+
+def test_a_training_with_a_fixed_interval_takes_about_the_episodes_that_it_was_told():
+    config = TrainConfig(
+        episodes=48,
+        workers=0,
+        env=EnvConfig(budgets=(5, 100), decision=DecisionConfig(decision_interval=5)),
+        agent=PPOConfig(
+            num_envs=4, episodes_per_rollout=8, batch_size=20, n_epochs=1, network=NetworkConfig(hidden=8, head=8)
+        ),
+        baseline=BaselineConfig(controllers=()),
+    )
+    training = train([get_task("digits_mlp")], config).config.training
+    assert training["episodes"] == pytest.approx(48, rel=0.25)  # the longest take 20 decisions, the mean 7
