@@ -273,8 +273,7 @@ def test_number_of_decisions_and_end(budget, decision):
 
 
 def test_decisions_of_episodes_on_several_tasks():
-    tasks = [small_task(), get_task("digits_cnn")]
-    tasks[0].budgets, tasks[1].budgets = (20, 400), (20, 100)
+    tasks = [replace(small_task(), budgets=(20, 400)), replace(small_task(), budgets=(20, 100))]
     config = EnvConfig(budgets=None, decision=DecisionConfig(decision_interval=10))
     generator = np.random.default_rng(0)
     drawn = [20 * factor ** generator.uniform(size=20_000) for factor in (20, 5)]
