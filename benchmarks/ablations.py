@@ -5,8 +5,9 @@ trains a policy a variant and seed by ``train_agent.py`` on a pool of drawn task
 table: the geometric mean loss of the variant's policies on the validation episodes (full budgets, without noise, reward
 splits, the best of each training) over that of the recipe as it stands, seed by seed, with Student's interval of the
 mean over seeds. Train both sides of a ratio on one machine: two processors round differently, and two trainings that
-differ in nothing else drift apart as two seeds do. What is there already is not
-trained again, and a training that was interrupted goes on. Writes ``ablations.csv`` and ``ablations.md`` there.
+differ in nothing else drift apart as two seeds do. Settings given go to every training and win over the variant's own.
+What is there already is not trained again, and a training that was interrupted goes on. Writes ``ablations.csv`` and
+``ablations.md`` there.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def train(folder: Path, variant: str, seed: int, settings: Sequence[str]) -> Non
     if (folder / "outputs" / name / "policy" / "config.json").exists():
         return
     command = [sys.executable, str(ROOT / "train_agent.py"), f"name={name}", f"seed={seed}", *POOL]
-    code = subprocess.run([*command, *settings, *VARIANTS[variant]], cwd=folder, check=False).returncode
+    code = subprocess.run([*command, *VARIANTS[variant], *settings], cwd=folder, check=False).returncode
     if code:
         raise SystemExit(code)
 
