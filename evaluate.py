@@ -14,28 +14,28 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from agents import wandb_report
-from agents.command import launch, plain, use_data_root
-from agents.comparison import Line, compare, hindsight
-from agents.controller_figures import Compared
 from agents.controllers import Controller, make_controllers
-from agents.evaluation import Evaluation, EvaluationConfig, evaluate
-from agents.evidence import Evidence, evidence
-from agents.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
-from agents.progress import ProgressBar
-from agents.report import prepare_folder, tables, write_results
-from agents.reports import WANDB, chosen_reports, command, write_reports
-from agents.results_cache import ResultsCache
-from agents.settings import build
-from agents.shares import LEGEND as SHARES_LEGEND
-from agents.shares import Shares, shares, shares_tables, write_shares
-from agents.stopping import stopping_at_once
-from agents.suite import Suite, prepare
-from agents.sweep import RunCheckpoints
+from agents.evaluation.comparison import Line, compare, hindsight
+from agents.evaluation.evidence import Evidence, evidence
+from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
+from agents.evaluation.results_cache import ResultsCache
+from agents.evaluation.shares import LEGEND as SHARES_LEGEND
+from agents.evaluation.shares import Shares, shares, shares_tables, write_shares
+from agents.evaluation.suite import Suite, prepare
+from agents.evaluation.sweep import RunCheckpoints
+from agents.evaluation.transfer import LEGEND, Cell, transfer, transfer_tables, write_transfer
+from agents.reports import wandb_report
+from agents.reports.controller_figures import Compared
+from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
+from agents.reports.files import prepare_folder, tables, write_results
+from agents.reports.kinds import WANDB, chosen_reports, command, write_reports
+from agents.runtime.command import launch, plain, use_data_root
+from agents.runtime.progress import ProgressBar
+from agents.runtime.settings import build
+from agents.runtime.stopping import stopping_at_once
 from agents.trackers import TrackerConfig
 from agents.trackers.evaluation import EvaluationTracker
-from agents.training import versions
-from agents.transfer import LEGEND, Cell, transfer, transfer_tables, write_transfer
+from agents.training.train import versions
 from envs.tasks import get_task
 
 _OUTSIDE_PROTOCOL = ("name", "task", "controller", "policy", "data_root", "cache", "suite", "report", "tracker")

@@ -13,16 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from agents.command import launch, plain, use_data_root
-from agents.progress import ProgressBar
-from agents.report import prepare_folder
-from agents.results_cache import ResultsCache
-from agents.resuming import Resuming, identity_of
-from agents.settings import build
-from agents.stopping import StopRequest
+from agents.evaluation.results_cache import ResultsCache
+from agents.reports.files import prepare_folder
+from agents.runtime.command import launch, plain, use_data_root
+from agents.runtime.progress import ProgressBar
+from agents.runtime.settings import build
+from agents.runtime.stopping import StopRequest
 from agents.trackers import TrackerConfig, make_tracker
-from agents.training import TrainConfig, train, versions
-from agents.watch import Progress
+from agents.training.resuming import Resuming, identity_of
+from agents.training.train import TrainConfig, train, versions
+from agents.training.watch import Progress
 from envs.tasks import Task, get_task
 from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError

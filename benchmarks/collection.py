@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.ppo import single_thread
+from agents.training.ppo import single_thread
 from envs.batched.composite import Group
 from envs.batched.runs import BatchedRuns
 from envs.learning_rate_env import EnvConfig

@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.ppo import single_thread
+from agents.training.ppo import single_thread
 from benchmarks import dacbench_steps
 from benchmarks.dacbench_steps import Step, bare_loop, compare
 from envs.batched.composite import Group
 from envs.learning_rate_env import EnvConfig, LearningRateEnv
 from envs.tasks import Task, get_task
-from gns.decision import DecisionConfig
+from gns.deciding.decision import DecisionConfig
 from gns.errors import InvalidSettingError
 
 VARIABLE = "GNS_DACBENCH_PYTHON"

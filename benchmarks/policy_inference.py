@@ -3,7 +3,7 @@
 The network and its twin, the same one that calls PyTorch Geometric's layers, take turns in one process and change
 places every round, so that a machine whose speed drifts slows both alike. Graphs are chains like those of networks,
 their features random; an update is ``PPO.train()`` on a rollout of 64 episodes of 20 decisions with the settings of
-:class:`agents.ppo.PPOConfig`, never stopped early. After the last one both agents must have the same weights.
+:class:`agents.training.ppo.PPOConfig`, never stopped early. After the last one both agents must have the same weights.
 
     python -m benchmarks.policy_inference
 """
@@ -23,12 +23,12 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.ppo import GraphActorCriticPolicy, PPOConfig, make_ppo, single_thread
+from agents.training.ppo import GraphActorCriticPolicy, PPOConfig, make_ppo, single_thread
 from envs.padding import unpad
-from gns.decision import Observation
-from gns.features import get_schema
-from gns.layer_graph import NODE_TYPES
-from gns.network import GNSNetwork, GraphEncoder, NetworkConfig, batch_observations
+from gns.deciding.decision import Observation
+from gns.features.schemas import get_schema
+from gns.graph.layer_graph import NODE_TYPES
+from gns.policy.network import GNSNetwork, GraphEncoder, NetworkConfig, batch_observations
 
 EPISODES, DECISIONS = 64, 20
 SCHEMA = get_schema("gns-1")

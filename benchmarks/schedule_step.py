@@ -21,7 +21,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from gns import REXLR, ProfileLR
-from gns.profiles import PROFILES
+from gns.schedules.profiles import PROFILES
 
 BASE = "torch CosineAnnealingLR"
 

@@ -6,7 +6,7 @@ Beside it stands the time of the scheduler's own calls over that of the updates,
 machine: decisions, what comes between them, and what comes once (the layer graph, beside the first decision).
 
 With ``--sizes``, what a decision takes over one foreach step of Adam on the same parameters instead, for models of so
-many scalars, both ways of :mod:`gns.sums` beside each other.
+many scalars, both ways of :mod:`gns.features.sums` beside each other.
 
     python -m benchmarks.scheduler_overhead --task glue_mrpc --encoder FOLDER --batch-size 16
     python -m benchmarks.scheduler_overhead --task fashion_mnist_2c2d --budget 0
@@ -29,8 +29,8 @@ from torch.overrides import TorchFunctionMode
 from envs.tasks import get_task
 from envs.training_run import TrainingRun
 from gns import DecisionCore, GNSPolicy, GNSScheduler, layer_graph
-from gns.scheduler_policy import frozen_policy
-from gns.sums import foreach_sums, read_sums
+from gns.features.sums import foreach_sums, read_sums
+from gns.scheduler.policy_source import frozen_policy
 
 CALLS = ("_before_update", "_after_optimizer_step", "_after_forward", "step")
 

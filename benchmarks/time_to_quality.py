@@ -8,8 +8,8 @@ seconds of training. Afterwards all kept policies, frozen, and the schedules of 
 one run: schedules at the rate tuned on the reward split, policies from initial rates between 1e-4 and 1e-1, the same
 seeds for all.
 
-*Seconds* are wall-clock time from the call of ``agents.training.train``, workers' start included, to the end of the
-update by PPO that gave the policy; what the benchmark does with it is left out. So is tuning the schedules that
+*Seconds* are wall-clock time from the call of ``agents.training.train.train``, workers' start included, to the end of
+the update by PPO that gave the policy; what the benchmark does with it is left out. So is tuning the schedules that
 training is compared with while it runs, which changes no policy and is timed apart. A policy kept early is what a
 training of the whole length has come to by then: a shorter training, whose learning rate falls sooner, may be elsewhere
 after as many seconds.
@@ -36,15 +36,15 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from agents.command import plain, use_data_root
 from agents.controllers import Controller, PolicyController, make_controllers
-from agents.evaluation import Evaluation, EvaluationConfig, evaluate
-from agents.progress import ProgressBar
-from agents.results_cache import ResultsCache
-from agents.schedule_reference import ScheduleReference
-from agents.settings import CONFIG_FOLDER, build, check_choices
+from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
+from agents.evaluation.results_cache import ResultsCache
+from agents.runtime.command import plain, use_data_root
+from agents.runtime.progress import ProgressBar
+from agents.runtime.settings import CONFIG_FOLDER, build, check_choices
 from agents.trackers import Tracker, TrackerConfig, make_tracker
-from agents.training import TrainConfig, train, versions
+from agents.training.schedule_reference import ScheduleReference
+from agents.training.train import TrainConfig, train, versions
 from envs.tasks import Task, get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, require_positive

@@ -20,17 +20,17 @@ import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
-from agents.command import CONFIG_FOLDER, plain, use_data_root
 from agents.controllers import Controller, PolicyController, ScheduleController
-from agents.evaluation import SETTING, Grid, runs_frame
-from agents.ppo import single_thread
-from agents.results_cache import ResultsCache
-from agents.settings import build
-from agents.sweep import Job, run_jobs
+from agents.evaluation.protocol import SETTING, Grid, runs_frame
+from agents.evaluation.results_cache import ResultsCache
+from agents.evaluation.sweep import Job, run_jobs
+from agents.runtime.command import CONFIG_FOLDER, plain, use_data_root
+from agents.runtime.settings import build
+from agents.training.ppo import single_thread
 from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from envs.tasks.pool import PoolConfig
-from gns.features import log_loss
+from gns.features.schemas import log_loss
 from train_agent import ValidationTasks
 
 SCHEDULES = ("linear", "cosine", "onecycle", "rex")
@@ -68,7 +68,7 @@ def jobs_of(tasks: Sequence[Task], policies: Sequence[Controller]) -> list[Job]:
 def gaps(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return ln(loss / the best tuned schedule's): a row a run of a policy; a row a setting, schedules as columns.
 
-    :param runs: rows of :func:`agents.evaluation.runs_frame`
+    :param runs: rows of :func:`agents.evaluation.protocol.runs_frame`
     """
     runs = runs.assign(log_loss=[min(log_loss(loss), WORST) for loss in runs.reward_loss])
     fixed = runs.controller.isin(SCHEDULES)

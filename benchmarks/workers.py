@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from agents.ppo import make_vec_env
+from agents.training.ppo import make_vec_env
 from envs import EnvConfig, get_task
 from envs.engine import PROCESSES, EngineConfig
 from gns import DecisionConfig

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
 from envs.training_run import Position
-from gns.decision import DecisionCore
+from gns.deciding.decision import DecisionCore
+from gns.deciding.guard import Snapshot
 from gns.errors import OutOfOrderError
-from gns.guard import Snapshot
-from gns.scheduler_state import graph_from_plain, on_device_of, plain_graph
-from gns.validation import ValidationStatistics
+from gns.features.held_out import ValidationStatistics
+from gns.scheduler.state import graph_from_plain, on_device_of, plain_graph
 
 if TYPE_CHECKING:
     from envs.learning_rate_env import LearningRateEnv

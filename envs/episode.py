@@ -9,8 +9,8 @@ from typing import Any
 from envs.plain_state import require_entries
 from envs.tasks import Task
 from envs.training_run import OptimizerFactory, TrainingRun
-from gns.decision_config import DecisionConfig
-from gns.rate_control import RateControl
+from gns.deciding.config import DecisionConfig
+from gns.deciding.rate_control import RateControl
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from envs.env_state import env_state, load_env_state
 from envs.episode import Episode, episode_info, new_run
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
-from gns.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.guard import GuardConfig, Snapshot
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
-from gns.features import get_schema, log_loss
-from gns.guard import GuardConfig, Snapshot
-from gns.layer_graph import NODE_TYPES, LayerGraph, layer_graph
-from gns.validation import ValidationStatistics, validation_statistics
+from gns.features.held_out import ValidationStatistics, validation_statistics
+from gns.features.schemas import get_schema, log_loss
+from gns.graph.layer_graph import NODE_TYPES, LayerGraph, layer_graph
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
 _MAX_BLOCKS = 10_000
@@ -181,13 +181,14 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     """A training run whose learning rate the agent sets.
 
     *Observation*: the layer graph at a decision, taken on the pending gradient of the coming update. Row l of
-    ``nodes`` is [type, block, node features of layer l, global features], see :mod:`gns.features`; every edge carries
-    the number 1. Always finite. Where the feature schema needs validation figures, the reward split is evaluated in
-    full before every observation, and the same evaluation gives the reward.
+    ``nodes`` is [type, block, node features of layer l, global features], see :mod:`gns.features.schemas`; every edge
+    carries the number 1. Always finite. Where the feature schema needs validation figures, the reward split is
+    evaluated in full before every observation, and the same evaluation gives the reward.
 
-    *Action*: one number in [-1, 1], turned into a rate by the action mode (:class:`gns.decision.DecisionConfig`). In
-    mode ``per-layer`` (1 + L,): the shared one, and one a layer for the largest number L of layers of any task. What
-    lies beyond the layers of an episode's task has no effect, and one number alone is the shared one.
+    *Action*: one number in [-1, 1], turned into a rate by the action mode
+    (:class:`gns.deciding.decision.DecisionConfig`). In mode ``per-layer`` (1 + L,): the shared one, and one a layer for
+    the largest number L of layers of any task. What lies beyond the layers of an episode's task has no effect, and one
+    number alone is the shared one.
 
     *Reward*: the fall of log(loss on the reward split) since it was last evaluated. Rewards add up to
     log(loss before the first update) - log(loss after the last), whichever decisions were evaluated.
@@ -195,7 +196,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     *End*: ``terminated`` when the budget is spent, or when the run diverged more often than the guard allows.
     ``truncated`` never.
 
-    The current observation is also in ``env.observation``, as :class:`gns.decision.Observation`, the run in
+    The current observation is also in ``env.observation``, as :class:`gns.deciding.decision.Observation`, the run in
     ``env.run`` and the rate of every update so far, without multipliers of layers, in ``env.rates``.
 
     :param tasks: names or tasks; each episode draws one

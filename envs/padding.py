@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.learning_rate_env import LearningRateEnv, action_space
 from gns.errors import InvalidSettingError
-from gns.network import GraphBatch
+from gns.policy.network import GraphBatch
 
 
 class PadGraph(gym.ObservationWrapper):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs.data_order import DataOrder
 from envs.tasks.base import Split, Task
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError, require_positive
-from gns.layer_groups import parameter_groups
+from gns.graph.layer_groups import parameter_groups
 
 OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
 

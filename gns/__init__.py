@@ -1,6 +1,7 @@
 """GNS: learning-rate schedules that are learned. What a training script imports; no RL package is needed."""
 
-from gns.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.guard import GuardConfig, Snapshot
 from gns.errors import (
     GNSError,
     InvalidSettingError,
@@ -11,15 +12,14 @@ from gns.errors import (
     SnapshotError,
     UnknownNameError,
 )
-from gns.guard import GuardConfig, Snapshot
-from gns.layer_graph import LayerGraph, layer_graph
-from gns.layer_groups import parameter_groups
-from gns.lr_schedulers import REXLR, ProfileLR
-from gns.network import NetworkConfig
-from gns.policy import GNSPolicy, PolicyConfig
-from gns.schedule import Schedule
-from gns.scheduler import GNSScheduler
-from gns.scheduler_history import DecisionRecord
+from gns.graph.layer_graph import LayerGraph, layer_graph
+from gns.graph.layer_groups import parameter_groups
+from gns.policy.artefact import GNSPolicy, PolicyConfig
+from gns.policy.network import NetworkConfig
+from gns.scheduler.history import DecisionRecord
+from gns.scheduler.scheduler import GNSScheduler
+from gns.schedules.lr_schedulers import REXLR, ProfileLR
+from gns.schedules.schedule import Schedule
 
 __version__ = "0.1.0.dev0"
 

@@ -1,9 +1,9 @@
-"""``python -m gns``: what a policy is, and what a schedule would act on. See :mod:`gns.command_line`."""
+"""``python -m gns``: what a policy is, and what a schedule would act on. See :mod:`gns.tools.command_line`."""
 
 import os
 import sys
 
-from gns.command_line import main
+from gns.tools.command_line import main
 
 if __name__ == "__main__":
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from agents.checkpoints import CheckpointStore
+from agents.runtime.checkpoints import CheckpointStore
 
 CALLS = ("open", "write", "fsync", "close", "replace", "unlink")
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gns import GNSScheduler, GuardConfig, layer_graph, parameter_groups
-from gns.distributed import group_of_run, local, share, whole
 from gns.errors import GNSError
-from gns.layer_graph import trainable_parameters
-from gns.scheduler_state import graph_of_first_rank, plain_graph
+from gns.graph.layer_graph import trainable_parameters
+from gns.parallel.distributed import group_of_run, local, share, whole
+from gns.scheduler.state import graph_of_first_rank, plain_graph
 
 UPDATES, ROWS = 12, 16
 TIMEOUT = 6.0  # seconds that the process group waits, where a rank is killed
@@ -307,7 +307,7 @@ def tensors() -> dict[str, Any]:
     run.scheduler = GNSScheduler(run.optimizer, run.model, total_steps=UPDATES, policy=lively_policy())
     found["late"] = run.updates().rates
 
-    with mock.patch.object(sys.modules["gns.layer_graph"], "sharded_of_unsharded", lambda model: None):
+    with mock.patch.object(sys.modules["gns.graph.layer_graph"], "sharded_of_unsharded", lambda model: None):
         found["unreadable"] = caught(Run("fsdp adam").update)
         found["unreadable, graph given"] = Run("fsdp adam", graph=graph).updates().rates
 

@@ -14,8 +14,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.ppo import PPOConfig, TaskReturnScaling, make_ppo, make_vec_env
-from agents.sweep import Job, run_jobs
+from agents.evaluation.sweep import Job, run_jobs
+from agents.training.ppo import PPOConfig, TaskReturnScaling, make_ppo, make_vec_env
 from envs import EnvConfig, get_task
 from envs.blocks import BlocksVecEnv
 from envs.engine import PROCESSES, EngineConfig

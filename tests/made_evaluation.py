@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from agents.comparison import compare
-from agents.evaluation import COLUMNS, Evaluation, tune
-from agents.html_report import html
-from agents.transfer import transfer
+from agents.evaluation.comparison import compare
+from agents.evaluation.protocol import COLUMNS, Evaluation, tune
+from agents.evaluation.transfer import transfer
+from agents.reports.html_report import html
 
 ABOUT = {"config": {"name": "made", "seeds": 2, "task": {"digits": {}}}, "versions": {"gns": "0.1"}}
 

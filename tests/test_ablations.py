@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from agents.command import plain
-from agents.settings import build
-from agents.training import TrainConfig
+from agents.runtime.command import plain
+from agents.runtime.settings import build
+from agents.training.train import TrainConfig
 from benchmarks.ablations import BASE, POOL, VARIANTS, markdown, run_name, table
 from envs.tasks.pool import PoolConfig
 

@@ -14,7 +14,7 @@ from agents.controllers.plateau import PlateauController
 from agents.controllers.policy import PolicyController
 from envs import EnvConfig, LearningRateEnv, PadGraph
 from gns import DecisionConfig, GNSPolicy, InvalidSettingError, PolicyConfig
-from gns.profiles import get_profile
+from gns.schedules.profiles import get_profile
 
 BUDGET, DECISIONS, INITIAL = 100, 20, 0.003
 RECURSIVE = DecisionConfig("recursive")

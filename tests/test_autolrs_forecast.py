@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.autolrs.forecast import denoise, fit_exponential, forecast
+from agents.controllers.autolrs_search.forecast import denoise, fit_exponential, forecast
 
 STEPS, HORIZON = np.arange(100), 1000
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.autolrs.search import best_tried, grid, propose, propose_random, scaled
+from agents.controllers.autolrs_search.search import best_tried, grid, propose, propose_random, scaled
 from benchmarks.autolrs_quadratic import TAU, best_rate, expected_loss, found, quadratic
 from envs.training_run import TrainingRun
 

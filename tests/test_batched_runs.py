@@ -13,8 +13,8 @@ from envs.batched.model import FoldedMaxPool2d, NotBatchableError, cross_entropi
 from envs.batched.observing import sums_of
 from envs.batched.runs import BatchedRuns
 from envs.training_run import OPTIMIZERS, TrainingRun
-from gns.layer_graph import layer_graph
-from gns.sums import read_sums
+from gns.features.sums import read_sums
+from gns.graph.layer_graph import layer_graph
 
 RATES = {"sgd": 0.05, "sgdm": 0.02, "adam": 3e-3, "adamw": 3e-3}
 SEEDS = [3, 11, 4, 90]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gns import GNSPolicy, GNSScheduler
-from gns.command_line import main
-from gns.scheduler_policy import BUNDLED
+from gns.scheduler.policy_source import BUNDLED
+from gns.tools.command_line import main
 
 
 def test_it_is_small_and_loads_from_the_package():

@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import checkpoints
-from agents.checkpoints import CheckpointStore
+from agents.runtime import checkpoints
+from agents.runtime.checkpoints import CheckpointStore
 from gns.errors import CheckpointError, CheckpointMismatchError, GNSError, InvalidSettingError
 
 SMALL = {"step": 1, "weights": torch.arange(3.0)}
@@ -257,7 +257,7 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path, root):
     code = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from agents.checkpoints import CheckpointStore\n"
+        "from agents.runtime.checkpoints import CheckpointStore\n"
         "store = CheckpointStore(Path(sys.argv[1]))\n"
         "store.save({'step': 1}, 1)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"

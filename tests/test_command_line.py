@@ -15,9 +15,9 @@ import torch
 from text_hub import make_bert
 
 from gns import DecisionConfig, DecisionCore, GNSPolicy, NetworkConfig, PolicyConfig, PolicyFormatError, layer_graph
-from gns.command_line import main
-from gns.features import SCHEMAS
-from gns.inspect_policy import kind_of
+from gns.features.schemas import SCHEMAS
+from gns.tools.command_line import main
+from gns.tools.inspect_policy import kind_of
 
 TRAINING = {"tasks": "digits_mlp", "budgets": "100 to 400 updates", "episodes": 5000, "seed": 3}
 CONFIG = PolicyConfig(

@@ -10,9 +10,9 @@ import pytest
 
 import evaluate
 import train_agent
-from agents import sweep
-from agents.command import use_data_root
-from agents.evaluation import COLUMNS
+from agents.evaluation import sweep
+from agents.evaluation.protocol import COLUMNS
+from agents.runtime.command import use_data_root
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, PolicyFormatError, UnknownNameError
 

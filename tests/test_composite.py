@@ -7,7 +7,7 @@ import pytest
 import torch
 from plain_loop import small_task
 
-from agents.ppo import make_vec_env
+from agents.training.ppo import make_vec_env
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from envs.batched.composite import LARGEST_GROUP, CompositeVecEnv, forward_operations, make_vector, pays, plan
 from envs.batched.env import BatchedEnv

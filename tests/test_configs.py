@@ -4,16 +4,16 @@ import dataclasses
 
 import pytest
 
-from agents.command import plain
 from agents.controllers import ScheduleController, make_controller, make_controllers, policy_name
-from agents.evaluation import EvaluationConfig
-from agents.settings import build
-from agents.training import TrainConfig
+from agents.evaluation.protocol import EvaluationConfig
+from agents.runtime.command import plain
+from agents.runtime.settings import build
+from agents.training.train import TrainConfig
 from envs.tasks import get_task, known_tasks
 from evaluate import _OUTSIDE_PROTOCOL
 from gns import GNSPolicy, Schedule
 from gns.errors import InvalidSettingError
-from gns.profiles import PROFILES
+from gns.schedules.profiles import PROFILES
 from train_agent import _OUTSIDE_TRAINING
 
 

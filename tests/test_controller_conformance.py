@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_loop import same_state, small_task
 
-from agents.command import plain
 from agents.controllers import Controller, controller_kinds, make_controller
 from agents.controllers.hypergradient import HypergradientSession
-from agents.settings import CONFIG_FOLDER
+from agents.runtime.command import plain
+from agents.runtime.settings import CONFIG_FOLDER
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, GNSPolicy, NetworkConfig, PolicyConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError

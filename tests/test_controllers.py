@@ -10,7 +10,7 @@ from twins.policy_run_twin import run_in_environment
 from agents.controllers import ScheduleController, make_controller
 from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import set_momentum
-from agents.sweep import Job, run_job, run_jobs
+from agents.evaluation.sweep import Job, run_job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task
 from envs.training_run import TrainingRun
@@ -24,7 +24,7 @@ from gns import (
     PolicyFormatError,
     UnknownNameError,
 )
-from gns.profiles import PROFILES, get_profile, onecycle_momentum
+from gns.schedules.profiles import PROFILES, get_profile, onecycle_momentum
 
 
 def episode(**changes) -> Episode:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GCNConv
 
-import gns.convolution
+import gns.policy.convolution
 from gns import GNSPolicy, NetworkConfig
-from gns.convolution import MessageCache, convolve, normalise
-from gns.network import GNSNetwork, GraphBatch
-from gns.scheduler_policy import BUNDLED
+from gns.policy.convolution import MessageCache, convolve, normalise
+from gns.policy.network import GNSNetwork, GraphBatch
+from gns.scheduler.policy_source import BUNDLED
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
@@ -126,7 +126,7 @@ def made(monkeypatch):
         counts.append(count)
         return normalise(edges, count, dtype)
 
-    monkeypatch.setattr(gns.convolution, "normalise", noted)
+    monkeypatch.setattr(gns.policy.convolution, "normalise", noted)
     return counts
 
 

@@ -21,9 +21,9 @@ from gns import (
     UnknownNameError,
     layer_graph,
 )
-from gns.decision import ACTION_MODES
-from gns.features import SCHEMAS, SUM_U2
-from gns.profiles import PROFILES, get_profile
+from gns.deciding.decision import ACTION_MODES
+from gns.features.schemas import SCHEMAS, SUM_U2
+from gns.schedules.profiles import PROFILES, get_profile
 
 GLOBALS = SCHEMAS["gns-1"].globals
 every_mode = pytest.mark.parametrize("mode", ACTION_MODES)

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from documents import DOCUMENTS, commands, text_of
 
-from agents.command import plain
 from agents.controllers import make_controllers
-from agents.evaluation import EvaluationConfig
-from agents.reports import chosen_reports
-from agents.settings import build, check_choices
-from agents.suite import Suite
+from agents.evaluation.protocol import EvaluationConfig
+from agents.evaluation.suite import Suite
+from agents.reports.kinds import chosen_reports
+from agents.runtime.command import plain
+from agents.runtime.settings import build, check_choices
 from agents.trackers import TrackerConfig
-from agents.training import TrainConfig
+from agents.training.train import TrainConfig
 from envs.tasks import get_task
 from envs.tasks.pool import PoolConfig
 from evaluate import _OUTSIDE_PROTOCOL
-from gns.command_line import _check_together, _parser
+from gns.tools.command_line import _check_together, _parser
 from train_agent import _OUTSIDE_TRAINING, ValidationTasks
 
 COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(text_of(name))]

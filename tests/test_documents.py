@@ -120,8 +120,8 @@ def test_the_map_of_papers_names_what_is_in_the_modules():
 def test_the_readme_lists_every_task_optimizer_schedule_and_controller(root):
     from envs.tasks import known_tasks
     from envs.training_run import OPTIMIZERS
-    from gns.decision import ACTION_MODES
-    from gns.profiles import PROFILES
+    from gns.deciding.decision import ACTION_MODES
+    from gns.schedules.profiles import PROFILES
 
     text = (root / "README.md").read_text(encoding="utf-8")
     built_in = [name for name in known_tasks() if not name.startswith("test_")]

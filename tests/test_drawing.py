@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gns.layer_graph import layer_graph
+from gns.graph.layer_graph import layer_graph
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

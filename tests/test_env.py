@@ -16,8 +16,8 @@ from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, known_tasks
 from gns import DecisionConfig, InvalidSettingError, UnknownNameError
-from gns.decision import ACTION_MODES
-from gns.features import SCHEMAS
+from gns.deciding.decision import ACTION_MODES
+from gns.features.schemas import SCHEMAS
 
 SHORT = EnvConfig(budgets=(10, 30), decision=DecisionConfig(num_decisions=5))
 GLOBALS = SCHEMAS["gns-1"].globals

@@ -13,8 +13,8 @@ from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, Task
 from gns import DecisionConfig, GuardConfig
-from gns.decision import ACTION_MODES
-from gns.features import SCHEMAS
+from gns.deciding.decision import ACTION_MODES
+from gns.features.schemas import SCHEMAS
 
 GLOBALS = SCHEMAS["gns-1"].globals
 RATES = {"sgdm": 0.05, "adam": 1e-3}

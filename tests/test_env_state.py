@@ -12,7 +12,7 @@ from plain_loop import same_state, small_task
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv
 from torch import nn
 
-from agents.ppo import TaskReturnScaling, make_vec_env
+from agents.training.ppo import TaskReturnScaling, make_vec_env
 from envs import EnvConfig, LearningRateEnv, PadGraph, Task
 from envs.batched.composite import CompositeVecEnv, make_vector
 from envs.batched.env import BatchedEnv

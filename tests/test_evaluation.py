@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from agents.comparison import compare, hindsight
 from agents.controllers import Ledger, ScheduleController, TrainedRun
 from agents.controllers.policy import PolicyController
-from agents.evaluation import (
+from agents.evaluation.comparison import compare, hindsight
+from agents.evaluation.protocol import (
     COLUMNS,
     Evaluation,
     EvaluationConfig,
@@ -20,8 +20,8 @@ from agents.evaluation import (
     tune,
     wider,
 )
-from agents.report import markdown, prepare_folder, tables, write_results
-from agents.sweep import _path
+from agents.evaluation.sweep import _path
+from agents.reports.files import markdown, prepare_folder, tables, write_results
 from envs.tasks import get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError

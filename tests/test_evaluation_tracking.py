@@ -12,13 +12,13 @@ from wandb_files import records, run_of
 
 import evaluate
 import train_agent
-from agents import sweep
-from agents.command import check_folder
-from agents.comparison import compare
-from agents.controller_figures import Compared, curves, figures
 from agents.controllers import PolicyController, ScheduleController
-from agents.evaluation import EvaluationConfig
-from agents.results_cache import ResultsCache
+from agents.evaluation import sweep
+from agents.evaluation.comparison import compare
+from agents.evaluation.protocol import EvaluationConfig
+from agents.evaluation.results_cache import ResultsCache
+from agents.reports.controller_figures import Compared, curves, figures
+from agents.runtime.command import check_folder
 from agents.trackers import TrackerConfig, WandbConfig, make_tracker
 from agents.trackers.evaluation import EvaluationTracker
 from gns import GNSPolicy
@@ -137,7 +137,7 @@ def test_a_policys_run_names_the_artifact_that_its_training_made(here):
 
 
 def test_a_suite_has_a_run_a_controller_with_all_its_parts(here, compose, monkeypatch):
-    monkeypatch.setattr("agents.report._plots", lambda *_: [])
+    monkeypatch.setattr("agents.reports.files._plots", lambda *_: [])
     suite = (
         "++suite={parts: {home: {tasks: {digits_mlp: {budget: 20}}, controllers: [rex, policy]}, "
         "away: {tasks: {digits_mlp: {budget: 40}}, controllers: [rex], budget_percents: [100]}}}"

@@ -7,14 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agents.evaluation import COLUMNS, Evaluation, EvaluationConfig, tune
-from agents.evidence import TOGETHER, evidence, open_loops, overall, standings
-from agents.evidence_plots import draw_relative_rates
-from agents.evidence_report import evidence_markdown, write_evidence
-from agents.promises import HELD, MEASURES, MISSED, NOT_MEASURED, claims
-from agents.replays import MEAN_PATH, REPLAY, control_name
-from agents.statistics import interquartile_mean, pooled_interquartile_mean, share_interval, stratified_interval
-from agents.suite import Part, PartResult
+from agents.evaluation.evidence import TOGETHER, evidence, open_loops, overall, standings
+from agents.evaluation.promises import HELD, MEASURES, MISSED, NOT_MEASURED, claims
+from agents.evaluation.protocol import COLUMNS, Evaluation, EvaluationConfig, tune
+from agents.evaluation.replays import MEAN_PATH, REPLAY, control_name
+from agents.evaluation.statistics import (
+    interquartile_mean,
+    pooled_interquartile_mean,
+    share_interval,
+    stratified_interval,
+)
+from agents.evaluation.suite import Part, PartResult
+from agents.reports.evidence_plots import draw_relative_rates
+from agents.reports.evidence_report import evidence_markdown, write_evidence
 
 Losses = dict[str, dict[float, list[float]]]  # by controller and initial rate, a loss a seed
 SCHEDULES = ("linear", "rex")

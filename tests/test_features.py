@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from twins.features_twin import RunTwin, features, srls_features
 
 from gns import DecisionConfig, DecisionCore, UnknownNameError, layer_graph
-from gns.features import (
+from gns.features.held_out import ValidationStatistics, validation_statistics
+from gns.features.schemas import (
     NUM_SUMS,
     OPTIMIZER_KINDS,
     SCHEMAS,
@@ -23,7 +24,6 @@ from gns.features import (
     log_loss,
     tensor_sums,
 )
-from gns.validation import ValidationStatistics, validation_statistics
 
 BUDGET, DECISIONS = 12, 4
 quick = settings(deadline=None, derandomize=True, max_examples=60)

@@ -20,16 +20,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from agents.checkpoints import _START, MAGIC, CheckpointStore
-from agents.command import plain
-from agents.evaluation import EvaluationConfig
-from agents.results_cache import ResultsCache, _check
-from agents.settings import build, check_choices
-from agents.training import TrainConfig
+from agents.evaluation.protocol import EvaluationConfig
+from agents.evaluation.results_cache import ResultsCache, _check
+from agents.runtime.checkpoints import _START, MAGIC, CheckpointStore
+from agents.runtime.command import plain
+from agents.runtime.settings import build, check_choices
+from agents.training.train import TrainConfig
 from evaluate import _OUTSIDE_PROTOCOL
 from gns import GNSPolicy, NetworkConfig, Observation, PolicyConfig, PolicyFormatError
 from gns.errors import GNSError
-from gns.features import SCHEMAS
+from gns.features.schemas import SCHEMAS
 from train_agent import _OUTSIDE_TRAINING
 
 EXAMPLES = int(os.environ.get("GNS_FUZZ_EXAMPLES", "60"))

@@ -12,14 +12,14 @@ import pytest
 from made_evaluation import ABOUT, evaluation_of, page, rows_of, small
 
 import evaluate as evaluate_command
-from agents.comparison import compare
-from agents.html_paths import rate_paths, training_losses
-from agents.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate
-from agents.html_report import FILE, PLOTTED_SETTINGS, transfer_map, write_html
-from agents.html_summary import sentences, standing_table
-from agents.html_tables import LISTED_RUNS, cost_table, failures_tables, results_table, wrong_runs
-from agents.reports import chosen_reports
-from agents.transfer import transfer
+from agents.evaluation.comparison import compare
+from agents.evaluation.transfer import transfer
+from agents.reports.html_paths import rate_paths, training_losses
+from agents.reports.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate
+from agents.reports.html_report import FILE, PLOTTED_SETTINGS, transfer_map, write_html
+from agents.reports.html_summary import sentences, standing_table
+from agents.reports.html_tables import LISTED_RUNS, cost_table, failures_tables, results_table, wrong_runs
+from agents.reports.kinds import chosen_reports
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError
 
@@ -304,7 +304,7 @@ def test_a_large_evaluation_stays_below_5_mb_and_says_what_it_leaves_out(tmp_pat
         return write_html(tmp_path, evaluation, compare(evaluation), [], ABOUT).stat().st_size
 
     assert size(1) + (PLOTTED_SETTINGS - 1) * (size(2) - size(1)) < 4_000_000
-    monkeypatch.setattr("agents.html_report.PLOTTED_SETTINGS", 1)
+    monkeypatch.setattr("agents.reports.html_report.PLOTTED_SETTINGS", 1)
     with_plots = size(3)
     text = (tmp_path / FILE).read_text(encoding="utf-8")
     assert text.count('role="img"') == 3 and "The last 2 settings have no plots here" in text

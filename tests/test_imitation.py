@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from agents.controllers import ScheduleController
-from agents.imitation import ImitationConfig, TunedRates, action_towards, imitate, lowest_point, returns_of
-from agents.ppo import PPOConfig, make_ppo, make_vec_env
-from agents.results_cache import ResultsCache
-from agents.resuming import CheckpointConfig, Resuming
-from agents.schedule_reference import BaselineConfig
-from agents.stopping import StoppedError, StopRequest
-from agents.training import TrainConfig, train
-from agents.validation import ValidationConfig
+from agents.evaluation.results_cache import ResultsCache
+from agents.runtime.stopping import StoppedError, StopRequest
+from agents.training.choosing import ValidationConfig
+from agents.training.imitation import ImitationConfig, TunedRates, action_towards, imitate, lowest_point, returns_of
+from agents.training.ppo import PPOConfig, make_ppo, make_vec_env
+from agents.training.resuming import CheckpointConfig, Resuming
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, get_task
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, NetworkConfig
+from gns.deciding.rate_control import RateControl
 from gns.errors import GNSError, InvalidSettingError
-from gns.profiles import get_profile
-from gns.rate_control import RateControl
+from gns.schedules.profiles import get_profile
 
 ENV = EnvConfig(optimizers=("adam",), budgets=(20, 40), decision=DecisionConfig(num_decisions=5, first_base=100.0))
 AGENT = PPOConfig(
@@ -219,7 +219,7 @@ def test_a_training_gone_on_with_does_not_imitate_again(task, tmp_path, monkeypa
     stop = StopRequest()
     with pytest.raises(StoppedError):
         train([task], CONFIG, checkpoints=checkpoints(), stop=stop, on_policy=lambda *_: setattr(stop, "number", 2))
-    monkeypatch.setattr("agents.training.imitate", lambda *_: pytest.fail("it imitated again"))
+    monkeypatch.setattr("agents.training.train.imitate", lambda *_: pytest.fail("it imitated again"))
     assert same(whole, train([task], CONFIG, checkpoints=checkpoints()))
 
 

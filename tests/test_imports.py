@@ -105,7 +105,7 @@ def loaded_after(statement: str, tmp_path: Path) -> set[str]:
 
 
 def test_importing_gns_loads_nothing_of_reinforcement_learning(tmp_path):
-    loaded = loaded_after("import gns, gns.profiles, gns.guard\ngns.GNSPolicy()", tmp_path)
+    loaded = loaded_after("import gns, gns.schedules.profiles, gns.deciding.guard\ngns.GNSPolicy()", tmp_path)
     assert "gns" in loaded and "torch_geometric" in loaded
     assert loaded.isdisjoint(HEAVY)
     assert loaded.isdisjoint(FRAMEWORKS)

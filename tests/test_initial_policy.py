@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.ppo import PPOConfig
-from agents.resuming import CheckpointConfig, Resuming
-from agents.schedule_reference import BaselineConfig
-from agents.stopping import StoppedError, StopRequest
-from agents.training import TrainConfig, train
+from agents.runtime.stopping import StoppedError, StopRequest
+from agents.training.ppo import PPOConfig
+from agents.training.resuming import CheckpointConfig, Resuming
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, get_task
 from gns import DecisionConfig, GNSPolicy, NetworkConfig
 from gns.errors import InvalidSettingError, PolicyFormatError
-from gns.policy import PolicyConfig
+from gns.policy.artefact import PolicyConfig
 
 NETWORK = NetworkConfig(hidden=16, head=16)
 CONFIG = TrainConfig(

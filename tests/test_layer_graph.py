@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from gns import LayerGraph, LayerGraphError, layer_graph
-from gns.layer_graph import NODE_TYPES, block_of, unwrap
+from gns.graph.layer_graph import NODE_TYPES, block_of, unwrap
 
 ROBERTA_LAYERS = 12
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from agents.controllers import ScheduleController, make_controller
-from agents.results_cache import ResultsCache
-from agents.resuming import CheckpointConfig
-from agents.sweep import Job, RunCheckpoints, run_jobs
+from agents.evaluation.results_cache import ResultsCache
+from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.training.resuming import CheckpointConfig
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from gns import REXLR, InvalidSettingError, ProfileLR, Schedule, UnknownNameError
-from gns.profiles import PROFILES, get_profile, onecycle_momentum
-from gns.schedule import SAMPLING_RATES
+from gns.schedules.profiles import PROFILES, get_profile, onecycle_momentum
+from gns.schedules.schedule import SAMPLING_RATES
 
 RATES = (0.1 + 0.2, 7e-4)
 T = 60

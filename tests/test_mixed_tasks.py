@@ -10,17 +10,17 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from agents.comparison import compare
 from agents.controllers import PolicyController, ScheduleController
-from agents.evaluation import EvaluationConfig, Grid, InitialRates, evaluate
-from agents.ppo import PPOConfig, make_ppo, make_vec_env
-from agents.schedule_reference import BaselineConfig, ScheduleReference
-from agents.training import TrainConfig, train
+from agents.evaluation.comparison import compare
+from agents.evaluation.protocol import EvaluationConfig, Grid, InitialRates, evaluate
+from agents.training.ppo import PPOConfig, make_ppo, make_vec_env
+from agents.training.schedule_reference import BaselineConfig, ScheduleReference
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, unpad
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, NetworkConfig
-from gns.features import log_loss
-from gns.network import GNSNetwork, batch_observations
+from gns.features.schemas import log_loss
+from gns.policy.network import GNSNetwork, batch_observations
 
 OWN = EnvConfig(optimizers=None, budgets=None, decision=DecisionConfig(num_decisions=5), reward_probability=1.0)
 OPTIMIZERS = {"digits_mlp": "sgdm", "mnist1d_cnn": "adam", "glue_mrpc": "adamw"}

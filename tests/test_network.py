@@ -23,9 +23,9 @@ from gns import (
     PolicyConfig,
     UnknownNameError,
 )
-from gns.features import SCHEMAS
-from gns.layer_graph import NODE_TYPES
-from gns.network import (
+from gns.features.schemas import SCHEMAS
+from gns.graph.layer_graph import NODE_TYPES
+from gns.policy.network import (
     CONVOLUTIONS,
     NUM_TYPE_EMBEDDINGS,
     GNSNetwork,

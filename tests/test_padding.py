@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, unpad
 from envs.learning_rate_env import node_matrix
 from gns import DecisionConfig, InvalidSettingError, NetworkConfig, Observation
-from gns.features import SCHEMAS
-from gns.network import GNSNetwork, batch_observations
+from gns.features.schemas import SCHEMAS
+from gns.policy.network import GNSNetwork, batch_observations
 
 TASKS = [
     get_task("digits_mlp"),

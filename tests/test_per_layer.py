@@ -28,11 +28,11 @@ from gns import (
     layer_graph,
     parameter_groups,
 )
-from gns.features import SUM_U2
-from gns.network import GNSNetwork, batch_observations, network_for
-from gns.rate_control import RateControl
-from gns.scheduler_policy import BUNDLED, fingerprint
-from gns.scheduler_state import make_core
+from gns.deciding.rate_control import RateControl
+from gns.features.schemas import SUM_U2
+from gns.policy.network import GNSNetwork, batch_observations, network_for
+from gns.scheduler.policy_source import BUNDLED, fingerprint
+from gns.scheduler.state import make_core
 
 T = 12
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgdm": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}

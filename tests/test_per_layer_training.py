@@ -10,13 +10,13 @@ from stable_baselines3 import PPO
 
 from agents.controllers import PolicyController
 from agents.controllers.acting import ActingPolicy
-from agents.imitation import ImitationConfig
-from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
-from agents.resuming import CheckpointConfig, Resuming
-from agents.schedule_reference import BaselineConfig
-from agents.stopping import StoppedError, StopRequest
-from agents.training import TrainConfig, train
-from agents.validation import ValidationConfig
+from agents.runtime.stopping import StoppedError, StopRequest
+from agents.training.choosing import ValidationConfig
+from agents.training.imitation import ImitationConfig
+from agents.training.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
+from agents.training.resuming import CheckpointConfig, Resuming
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from envs.batched.composite import plan
 from envs.batched.env import BatchedEnv
@@ -24,7 +24,7 @@ from envs.batched.model import NotBatchableError
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
 from gns import DecisionConfig, GuardConfig, InvalidSettingError, NetworkConfig
-from gns.network import network_for
+from gns.policy.network import network_for
 
 DECISION = DecisionConfig(mode="per-layer", num_decisions=5)
 ENV = EnvConfig(budgets=(20, 30), decision=DECISION, reward_probability=1.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gns import InvalidSettingError, UnknownNameError
-from gns.plateau import Plateau
+from gns.schedules.plateau import Plateau
 
 
 def pytorchs(losses, *, min_factor: float = 0.0, initial_lr: float = 1.0, **settings) -> list[float]:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gns import DecisionConfig, GNSPolicy, NetworkConfig, Observation, PolicyConfig, PolicyFormatError
-from gns.features import SCHEMAS
-from gns.policy import FORMAT_VERSION
+from gns.features.schemas import SCHEMAS
+from gns.policy.artefact import FORMAT_VERSION
 
 SMALL = {"hidden": 8, "head": 8, "type_embedding": 4}
 CONFIGS = {

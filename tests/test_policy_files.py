@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gns.policy
+import gns.policy.artefact
 from gns import GNSPolicy, NetworkConfig, PolicyConfig, PolicyFormatError
-from gns.policy_files import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json
-from gns.scheduler_policy import frozen_policy
+from gns.policy.files import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json
+from gns.scheduler.policy_source import frozen_policy
 
 MIB = 2**20
 
@@ -249,8 +249,8 @@ class Hub:
     def __init__(self, folder: Path, sizes: dict[str, int], monkeypatch) -> None:
         self.folder, self.sizes, self.asked, self.fetched = folder, sizes, [], []
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(gns.policy, "get_hf_file_metadata", self.metadata)
-        monkeypatch.setattr(gns.policy, "hf_hub_download", self.download)
+        monkeypatch.setattr(gns.policy.artefact, "get_hf_file_metadata", self.metadata)
+        monkeypatch.setattr(gns.policy.artefact, "hf_hub_download", self.download)
 
     def metadata(self, url, token=None):
         self.asked.append((url, token))

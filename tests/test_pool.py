@@ -15,9 +15,9 @@ from plain_loop import small_task
 from test_env_state import assert_equal, through_a_file
 
 import train_agent
-from agents import training
-from agents.ppo import PPOConfig
-from agents.schedule_reference import BaselineConfig
+from agents.training import train as training
+from agents.training.ppo import PPOConfig
+from agents.training.schedule_reference import BaselineConfig
 from envs import EnvConfig, Task, get_task
 from envs.batched.composite import Group, forward_operations, make_vector, pays
 from envs.batched.runs import BatchedRuns
@@ -29,7 +29,7 @@ from envs.tasks.pool_models import NetworkSpec, Pretraining, fine_tuned
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns import DecisionConfig, GNSPolicy, NetworkConfig
 from gns.errors import InvalidSettingError, UnknownNameError
-from gns.layer_graph import layer_graph
+from gns.graph.layer_graph import layer_graph
 
 CONFIG = PoolConfig(size=32, seed=5)
 DIGITS = Images("digits_mlp", (1, 8, 8))

@@ -3,9 +3,9 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
-from agents.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
-from agents.schedule_reference import BaselineConfig
-from agents.training import TrainConfig, train
+from agents.training.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from gns import DecisionConfig, NetworkConfig
 

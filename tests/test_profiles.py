@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from gns import InvalidSettingError, UnknownNameError
-from gns.profiles import PROFILES, get_profile, jumps, onecycle_momentum, profile_settings
+from gns.schedules.profiles import PROFILES, get_profile, jumps, onecycle_momentum, profile_settings
 
 PEAK = 0.3
 POINTS = np.linspace(0.0, 1.0, 1001).tolist()

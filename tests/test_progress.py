@@ -3,7 +3,7 @@ import re
 
 from rich.console import Console
 
-from agents.progress import ProgressBar
+from agents.runtime.progress import ProgressBar
 
 
 def shown(terminal: bool, updates: int) -> str:

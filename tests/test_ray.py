@@ -10,7 +10,7 @@ from documents import python_blocks
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_lost_workers import REX, check_a_job_lost_once_is_run_again, check_a_job_that_kills_its_process_fails_alone
 
-from agents.sweep import run_jobs
+from agents.evaluation.sweep import run_jobs
 from envs import blocks
 from envs.batched.composite import make_vector
 from envs.engine import RAY, EngineConfig

@@ -8,10 +8,10 @@ from plain_loop import small_task
 
 from agents.controllers import PolicyController, ScheduleController, make_controller
 from agents.controllers.replay import ReplayController
-from agents.evaluation import EvaluationConfig, InitialRates, evaluate
-from agents.replays import MEAN_PATH, REPLAY, control_name, controls, mean_path, replay_jobs, with_replays
-from agents.results_cache import ResultsCache, result_key
-from agents.sweep import _path
+from agents.evaluation.protocol import EvaluationConfig, InitialRates, evaluate
+from agents.evaluation.replays import MEAN_PATH, REPLAY, control_name, controls, mean_path, replay_jobs, with_replays
+from agents.evaluation.results_cache import ResultsCache, result_key
+from agents.evaluation.sweep import _path
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task
 from gns import GNSPolicy

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import gns
-from agents import sweep
 from agents.controllers import PolicyController, ScheduleController
-from agents.evaluation import EvaluationConfig, Grid, evaluate
-from agents.results_cache import ResultsCache, result_key
-from agents.sweep import Job, run_jobs
+from agents.evaluation import sweep
+from agents.evaluation.protocol import EvaluationConfig, Grid, evaluate
+from agents.evaluation.results_cache import ResultsCache, result_key
+from agents.evaluation.sweep import Job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task
 from gns import GNSPolicy
+from gns.deciding.guard import GuardConfig
 from gns.errors import InvalidSettingError
-from gns.guard import GuardConfig
 
 ROW = {"controller": "a", "test_loss": math.inf, "test_metric": math.nan, "path": [(0.0, 0.1), (0.5, math.nan)]}
 SCHEDULES = [ScheduleController("rex", "rex"), ScheduleController("linear", "linear")]
@@ -143,7 +143,7 @@ def test_whatever_a_run_depends_on_makes_another_key(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "another")
     keys.append(result_key(*jobs[0]))
     monkeypatch.undo()
-    monkeypatch.setattr("agents.results_cache.CACHE_FORMAT", -1)
+    monkeypatch.setattr("agents.evaluation.results_cache.CACHE_FORMAT", -1)
     keys.append(result_key(*jobs[0]))
     monkeypatch.undo()
     assert None not in keys and len(set(keys)) == len(keys)

@@ -15,8 +15,8 @@ import torch
 from test_commands import SMALL
 
 import train_agent
-from agents.resuming import CheckpointConfig, Resuming, identity_of, load_random_state, random_state
-from agents.stopping import StoppedError, StopRequest, stopping_at_once
+from agents.runtime.stopping import StoppedError, StopRequest, stopping_at_once
+from agents.training.resuming import CheckpointConfig, Resuming, identity_of, load_random_state, random_state
 from gns.errors import CheckpointMismatchError, InvalidSettingError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -264,7 +264,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 def test_checkpoints_take_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("agents.resuming.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("agents.training.resuming.time.perf_counter", lambda: now[0])
     checkpoints = Resuming(tmp_path, CheckpointConfig(every=60.0), "x")
 
     def state():

@@ -20,8 +20,8 @@ from gns import (
     layer_graph,
     parameter_groups,
 )
-from gns.decision import ACTION_MODES
-from gns.features import get_schema
+from gns.deciding.decision import ACTION_MODES
+from gns.features.schemas import get_schema
 
 RATES = {"sgdm": 0.01, "adam": 1e-3}
 BUDGET, SEED = 23, 9

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gns import InvalidSettingError, Schedule, UnknownNameError
-from gns.profiles import PROFILES, get_profile
-from gns.schedule import SAMPLING_RATES
+from gns.schedules.profiles import PROFILES, get_profile
+from gns.schedules.schedule import SAMPLING_RATES
 
 POINTS = {  # table 2 of the REX paper
     "50-75": [Fraction(0), Fraction(1, 2), Fraction(3, 4)],

@@ -16,8 +16,8 @@ from twins.policy_run_twin import run_in_environment
 from agents.controllers import PolicyController
 from envs.learning_rate_env import Episode
 from gns import GNSPolicy, GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError, parameter_groups
-from gns.decision import ACTION_MODES
-from gns.scheduler_policy import fingerprint
+from gns.deciding.decision import ACTION_MODES
+from gns.scheduler.policy_source import fingerprint
 
 RATES = {"sgd": 0.03, "sgdm": 0.01, "adam": 1e-3, "adamw": 1e-3}
 

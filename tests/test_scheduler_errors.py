@@ -7,8 +7,9 @@ import pytest
 import torch
 from scheduler_loop import T, lively_policy, make_scheduler, network, two_groups
 
-from gns import GNSPolicy, GNSScheduler, InvalidSettingError, PolicyFormatError, scheduler_policy
-from gns.policy import CONFIG_FILE, WEIGHTS_FILE
+from gns import GNSPolicy, GNSScheduler, InvalidSettingError, PolicyFormatError
+from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE
+from gns.scheduler import policy_source as scheduler_policy
 
 
 def make(policy=None, **settings):

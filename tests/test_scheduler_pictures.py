@@ -16,11 +16,11 @@ from scheduler_loop import T, batch, lively_policy, make_scheduler, network, two
 from torch.nn import functional as F
 
 from gns import GNSPolicy, GuardConfig, InvalidSettingError, OutOfOrderError, UnknownNameError
-from gns.command_line import main
 from gns.errors import StateError
-from gns.features import SCHEMAS
-from gns.history_files import load_history, save_history
-from gns.scheduler_history import READABLE
+from gns.features.schemas import SCHEMAS
+from gns.scheduler.history import READABLE
+from gns.tools.command_line import main
+from gns.tools.history_files import load_history, save_history
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import OmegaConf
 
-from agents.command import launch, plain
-from agents.settings import build, check_choices, refuse_code
+from agents.runtime.command import launch, plain
+from agents.runtime.settings import build, check_choices, refuse_code
 from gns.errors import InvalidSettingError, UnknownNameError
 
 

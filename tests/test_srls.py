@@ -27,9 +27,9 @@ from gns import (
     PolicyConfig,
     layer_graph,
 )
-from gns.features import SCHEMAS, RunStatistics, _output_layer, compute_features
-from gns.network import GNSNetwork, batch_observations
-from gns.validation import ValidationStatistics, validation_statistics
+from gns.features.held_out import ValidationStatistics, validation_statistics
+from gns.features.schemas import SCHEMAS, RunStatistics, _output_layer, compute_features
+from gns.policy.network import GNSNetwork, batch_observations
 
 GLOBALS = SCHEMAS["srls"].globals
 DECISION = DecisionConfig(mode="recursive", base=2.0, decision_interval=4, features="srls")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.stats import rankdata
 
-from agents.statistics import (
+from agents.evaluation.statistics import (
     bootstrap_interval,
     interquartile_mean,
     mean_ranks,

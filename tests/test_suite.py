@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 import evaluate
-from agents import sweep
-from agents.command import plain
 from agents.controllers import make_controllers
-from agents.evaluation import EvaluationConfig
-from agents.promises import MEASURES, NOT_MEASURED
-from agents.settings import build
-from agents.suite import PROMISES, Part, Suite, available, prepare, trained_budget
+from agents.evaluation import sweep
+from agents.evaluation.promises import MEASURES, NOT_MEASURED
+from agents.evaluation.protocol import EvaluationConfig
+from agents.evaluation.suite import PROMISES, Part, Suite, available, prepare, trained_budget
+from agents.runtime.command import plain
+from agents.runtime.settings import build
 from envs.tasks import get_task
 from gns import GNSPolicy, PolicyConfig
 from gns.errors import InvalidSettingError, UnknownNameError

@@ -13,8 +13,8 @@ from plain_loop import MODELS, make_optimizer, plain_run, same_state, small_task
 from torch import nn
 
 from agents.controllers import ScheduleController
-from agents.evaluation import EvaluationConfig, evaluate
-from agents.training import TrainConfig, train
+from agents.evaluation.protocol import EvaluationConfig, evaluate
+from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, Task, TrainingRun, get_task, known_tasks
 from envs.data_order import group_by_length
 from envs.learning_rate_env import Episode
@@ -23,7 +23,7 @@ from envs.tasks.base import FROM_SCRATCH, PRECISIONS
 from envs.tasks.report import load_test_split
 from envs.training_run import OPTIMIZERS, evaluate_split
 from gns import DecisionConfig, InvalidSettingError, UnknownNameError
-from gns.layer_graph import layer_graph
+from gns.graph.layer_graph import layer_graph
 
 DECISIONS = DecisionConfig(num_decisions=5)
 OWN = EnvConfig(optimizers=None, budgets=None, decision=DECISIONS, reward_probability=1.0)

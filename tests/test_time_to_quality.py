@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from agents.evaluation import Evaluation, tune
-from agents.ppo import PPOConfig
-from agents.schedule_reference import BaselineConfig
-from agents.training import TrainConfig, train
+from agents.evaluation.protocol import Evaluation, tune
+from agents.training.ppo import PPOConfig
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
 from benchmarks.time_to_quality import _json, keep_policies, loss_ratios, measure, parse, times_to_quality
 from envs import EnvConfig, get_task
 from gns import DecisionConfig, NetworkConfig

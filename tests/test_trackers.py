@@ -9,7 +9,7 @@ from test_commands import SMALL
 from wandb_files import run_of
 
 import train_agent
-from agents.stopping import StoppedError, StopRequest
+from agents.runtime.stopping import StoppedError, StopRequest
 from agents.trackers import Tracker, TrackerConfig, WandbConfig, make_tracker
 from agents.trackers.csv_files import ProgressFile
 from gns import GNSPolicy

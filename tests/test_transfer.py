@@ -13,8 +13,8 @@ from rich.console import Console
 
 import evaluate as evaluate_command
 from agents.controllers import PolicyController
-from agents.evaluation import COLUMNS, Evaluation, tune
-from agents.transfer import (
+from agents.evaluation.protocol import COLUMNS, Evaluation, tune
+from agents.evaluation.transfer import (
     Cell,
     draw_transfer,
     log_ratio,
@@ -25,7 +25,7 @@ from agents.transfer import (
     write_transfer,
 )
 from gns import GNSPolicy
-from gns.policy import PolicyConfig
+from gns.policy.artefact import PolicyConfig
 
 SCHEDULES = ("rex", "cosine")
 

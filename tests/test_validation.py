@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from agents.ppo import PPOConfig, make_ppo, make_vec_env
-from agents.resuming import CheckpointConfig, Resuming
-from agents.schedule_reference import BaselineConfig
-from agents.stopping import StoppedError, StopRequest
-from agents.training import TrainConfig, train
-from agents.validation import Validation, ValidationConfig
-from agents.watch import Progress
+from agents.runtime.stopping import StoppedError, StopRequest
+from agents.training.choosing import Validation, ValidationConfig
+from agents.training.ppo import PPOConfig, make_ppo, make_vec_env
+from agents.training.resuming import CheckpointConfig, Resuming
+from agents.training.schedule_reference import BaselineConfig
+from agents.training.train import TrainConfig, train
+from agents.training.watch import Progress
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from envs.batched.composite import make_vector
 from envs.learning_rate_env import Curriculum
 from gns import DecisionConfig, NetworkConfig
 from gns.errors import InvalidSettingError
-from gns.features import log_loss
+from gns.features.schemas import log_loss
 
 ENV = EnvConfig(
     optimizers=("adam",),
@@ -115,7 +115,7 @@ def test_the_best_weights_are_kept(model, other, monkeypatch):
     validation = Validation([other], ENV, CONFIG.validation, workers=0)
     losses = iter([2.0, 1.0, 3.0])
     played = lambda *_: [{"reward_loss": math.exp(next(losses)), "diverged": False}]  # noqa: E731
-    monkeypatch.setattr("agents.validation._play", played)
+    monkeypatch.setattr("agents.training.choosing._play", played)
     bias = last_layer(model).bias
     for number in range(3):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_best_weights_are_kept(model, other, monkeypatch):
 def test_a_task_learned_without_error_does_not_decide_alone(model, other, monkeypatch):
     losses = [1e-7, 0.5]
     monkeypatch.setattr(
-        "agents.validation._play", lambda *_: [{"reward_loss": loss, "diverged": False} for loss in losses]
+        "agents.training.choosing._play", lambda *_: [{"reward_loss": loss, "diverged": False} for loss in losses]
     )
     score = Validation([other], ENV, replace(CONFIG.validation, floor=0.01), workers=0).score(model, 1)
     assert score.log_loss == pytest.approx((math.log(0.01) + math.log(0.5)) / 2)

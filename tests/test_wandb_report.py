@@ -6,14 +6,14 @@ import math
 import pytest
 from made_evaluation import ABOUT, evaluation_of, rows_of, small
 
-from agents import wandb_report
-from agents.comparison import compare
-from agents.controller_figures import Compared
-from agents.evaluation import EvaluationConfig
-from agents.shares import shares
+from agents.evaluation.comparison import compare
+from agents.evaluation.protocol import EvaluationConfig
+from agents.evaluation.shares import shares
+from agents.evaluation.transfer import transfer
+from agents.reports import wandb_report
+from agents.reports.controller_figures import Compared
+from agents.reports.wandb_blocks import PLOTTED_SETTINGS
 from agents.trackers import WandbConfig
-from agents.transfer import transfer
-from agents.wandb_blocks import PLOTTED_SETTINGS
 from gns.errors import InvalidSettingError, ReportError, UnknownNameError
 
 
@@ -121,7 +121,7 @@ def test_what_is_written_is_read_again_and_what_lacks_entries_is_refused_by_thei
 
 def test_offline_it_is_said_how_it_is_saved_later(tmp_path):
     said = wandb_report.publish(tmp_path, "offline")
-    assert "W&B is offline" in said and f"python -m agents.wandb_report {tmp_path}" in said and "\n" not in said
+    assert "W&B is offline" in said and f"python -m agents.reports.wandb_report {tmp_path}" in said and "\n" not in said
 
 
 def test_it_is_saved_to_the_accounts_own_project_and_saved_again_replaces_it(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.ppo import TaskReturnScaling
+from agents.training.ppo import TaskReturnScaling
 from envs import EnvConfig, LearningRateEnv, PadGraph
 from envs.engine import EngineConfig
 from envs.workers import WorkersVecEnv

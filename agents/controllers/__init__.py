@@ -11,7 +11,7 @@ from typing import Any
 from agents.controllers.base import Controller, Ledger, Session, TrainedRun, controller_kinds
 from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import ScheduleController
-from agents.settings import build
+from agents.runtime.settings import build
 from gns.errors import InvalidSettingError, UnknownNameError
 
 __all__ = [

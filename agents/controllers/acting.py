@@ -16,12 +16,12 @@ import torch
 from gymnasium.spaces import GraphInstance
 
 from envs.padding import pad_layers, unpad
-from gns.decision_config import DecisionConfig
+from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError
-from gns.features import get_schema
-from gns.network import GraphBatch
-from gns.policy import GNSPolicy
-from gns.profiles import get_profile
+from gns.features.schemas import get_schema
+from gns.policy.artefact import GNSPolicy
+from gns.policy.network import GraphBatch
+from gns.schedules.profiles import get_profile
 
 State = tuple[dict[str, Any], ...]
 _NEEDED = ("log_learning_rate", "log_loss", "progress", "rolled_back", "no_loss")

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from agents.autolrs.forecast import forecast
-from agents.autolrs.search import best_tried, grid, propose, propose_random
+from agents.controllers.autolrs_search.forecast import forecast
+from agents.controllers.autolrs_search.search import best_tried, grid, propose, propose_random
 from agents.controllers.base import Controller, Session, new_run, require_bounds
 from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive

@@ -29,12 +29,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.resuming import Resuming
+from agents.training.resuming import Resuming
 from envs.episode import Episode
 from envs.episode import new_run as new_run  # what a controller's session begins with
 from envs.tasks import Task
 from envs.training_run import TrainingRun
-from gns.decision_config import DecisionConfig
+from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError
 
 LOWEST_RATE, HIGHEST_RATE = 1e-8, 10.0  # bounds of adaptive methods unless they say otherwise

@@ -13,7 +13,7 @@ from agents.controllers.base import HIGHEST_RATE, LOWEST_RATE, Controller, Sessi
 from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_step
 from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError
-from gns.moments import group_of_each, read_moments
+from gns.features.moments import group_of_each, read_moments
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from agents.controllers.acting import Acting, View
 from agents.controllers.base import LOWEST_RATE, Controller, Session, new_run, require_share
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
-from gns.decision_config import DecisionConfig
+from gns.deciding.config import DecisionConfig
 from gns.errors import require_positive
-from gns.plateau import Plateau
+from gns.schedules.plateau import Plateau
 
 
 @dataclass(frozen=True)

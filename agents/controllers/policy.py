@@ -16,14 +16,14 @@ from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import TrainingRun
-from gns.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.guard import GuardConfig
 from gns.errors import InvalidSettingError
-from gns.features import get_schema
-from gns.guard import GuardConfig
-from gns.layer_graph import layer_graph
-from gns.policy import GNSPolicy
-from gns.scheduler_policy import fingerprint
-from gns.validation import ValidationStatistics, validation_statistics
+from gns.features.held_out import ValidationStatistics, validation_statistics
+from gns.features.schemas import get_schema
+from gns.graph.layer_graph import layer_graph
+from gns.policy.artefact import GNSPolicy
+from gns.scheduler.policy_source import fingerprint
 
 UNKNOWN = "unknown"
 

@@ -16,7 +16,7 @@ from agents.controllers.peers import package
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
 from gns.errors import InvalidSettingError
-from gns.schedule import Schedule
+from gns.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from agents.controllers.acting import Acting
 from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
-from gns.decision_config import DecisionConfig
-from gns.profiles import onecycle_momentum
-from gns.schedule import Schedule
+from gns.deciding.config import DecisionConfig
+from gns.schedules.profiles import onecycle_momentum
+from gns.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ScheduleController(Controller):
 
     Nothing watches over its runs: one that diverges stays diverged.
 
-    :param profile: name of the profile in :mod:`gns.profiles`
+    :param profile: name of the profile in :mod:`gns.schedules.profiles`
     :param cycle_momentum: let momentum (Adam's beta1) run against the rate, as one-cycle does
-    :param sampling: how often the profile is read, see :data:`gns.schedule.SAMPLING_RATES`
+    :param sampling: how often the profile is read, see :data:`gns.schedules.schedule.SAMPLING_RATES`
     :param warmup: share of the budget over which the rate first climbs to the profile's start
     :param warmup_start: share of that start which the first update has
     :param settings: settings of the profile

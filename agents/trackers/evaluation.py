@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from agents.controller_figures import Compared, controllers, curves, figures, word
 from agents.controllers import Controller, PolicyController, policy_name
-from agents.report import plain_json
+from agents.reports.controller_figures import Compared, controllers, curves, figures, word
+from agents.reports.files import plain_json
 from agents.trackers.base import Tracker
 from agents.trackers.config import TrackerConfig, make_tracker
-from gns.scheduler_policy import fingerprint
+from gns.scheduler.policy_source import fingerprint
 
 EVALUATE, REPORT = "evaluate", "report"  # kinds of runs
 SUMMARY = "summary"  # name of the run of the whole

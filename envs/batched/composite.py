@@ -27,7 +27,7 @@ from envs.ray_workers import RayVecEnv
 from envs.tasks import Task
 from envs.vector_state import Seen, load_state_of, state_of, states_for, vector_state, whole
 from envs.workers import WorkersVecEnv
-from gns.features import get_schema
+from gns.features.schemas import get_schema
 
 LARGEST_GROUP = 32
 _FIXED = 1e6  # operations that take as long as what an update costs besides

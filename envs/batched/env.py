@@ -21,9 +21,9 @@ from envs.learning_rate_env import EnvConfig, LearningRateEnv, bounded_loss, rew
 from envs.padding import PadGraph
 from envs.tasks import Task
 from envs.training_run import TrainingRun
-from gns.features import get_schema
-from gns.layer_graph import layer_graph
-from gns.rate_control import RateControl
+from gns.deciding.rate_control import RateControl
+from gns.features.schemas import get_schema
+from gns.graph.layer_graph import layer_graph
 
 
 class BatchedEnv(VecEnv):

@@ -19,7 +19,7 @@ from envs.batched.optimizers import Settings, settings_in
 from envs.tasks.base import Task, all_parameters, cross_entropy
 from envs.training_run import OPTIMIZERS
 from gns.errors import GNSError
-from gns.moments import optimizer_kind
+from gns.features.moments import optimizer_kind
 
 
 class NotBatchableError(GNSError, ValueError):

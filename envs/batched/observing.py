@@ -9,7 +9,8 @@ import torch
 
 from envs.batched.optimizers import Settings
 from envs.batched.runs import BatchedRuns
-from gns.features import (
+from gns.deciding.rate_control import RateControl
+from gns.features.schemas import (
     NUM_SUMS,
     OPTIMIZER_KINDS,
     SUM_ABS_G,
@@ -23,8 +24,7 @@ from gns.features import (
     RunStatistics,
     compute_features,
 )
-from gns.layer_graph import LayerGraph
-from gns.rate_control import RateControl
+from gns.graph.layer_graph import LayerGraph
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def sums_of(runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor) -> tuple
 
 
 def _coming_update(runs: BatchedRuns) -> torch.Tensor:
-    """The update of every run at a rate of 1, (N, P); see :mod:`gns.moments`."""
+    """The update of every run at a rate of 1, (N, P); see :mod:`gns.features.moments`."""
     optimizer, gradients = runs.optimizer, runs.gradients
     settings, momentum, second = optimizer.settings, optimizer.momentum, optimizer.second
     if settings.decays and not settings.decoupled:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from envs.training_run import OPTIMIZERS, OptimizerFactory
 from gns.errors import UnknownNameError
-from gns.moments import optimizer_kind
+from gns.features.moments import optimizer_kind
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an optimizer does, by the names of ``torch.optim``.
 
-    :param kind: one of :data:`gns.features.OPTIMIZER_KINDS`
+    :param kind: one of :data:`gns.features.schemas.OPTIMIZER_KINDS`
     :param weight_decay: of all parameters, or of each, (P,), where groups differ; Adam and SGD add it to the gradient
     """
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gns.errors import InvalidSettingError
-from gns.scheduler import GNSScheduler
+from gns.scheduler.scheduler import GNSScheduler
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")  # one framework under two names
 

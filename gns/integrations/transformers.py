@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import SequentialLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gns.errors import InvalidSettingError, require_count
-from gns.scheduler import GNSScheduler
+from gns.scheduler.scheduler import GNSScheduler
 
 
 class GNSTrainer(Trainer):

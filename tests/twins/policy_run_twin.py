@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv
-from gns.guard import GuardConfig
-from gns.policy import GNSPolicy
+from gns.deciding.guard import GuardConfig
+from gns.policy.artefact import GNSPolicy
 
 
 def run_in_environment(policy: GNSPolicy, guard: GuardConfig, episode: Episode) -> tuple[LearningRateEnv, dict]:

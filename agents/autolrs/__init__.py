@@ -1,1 +1,0 @@
-"""What AutoLRS is made of: forecasts of losses, and searches for a rate (Jin et al., ICLR 2021)."""

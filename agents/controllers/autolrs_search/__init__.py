@@ -1,0 +1,1 @@
+"""The search of AutoLRS: forecasts of the loss and Bayesian optimisation."""

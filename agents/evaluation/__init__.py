@@ -1,0 +1,1 @@
+"""The evaluation protocol, and figures computed from its runs."""

@@ -1,0 +1,345 @@
+"""The evaluation protocol: schedules at their best tuned rate, policies from any initial rate, side by side.
+
+As in REX's protocol (Chen et al., MLSys 2022, section 4) the initial rate is all that is tuned, in multiples of 3, for
+every schedule, task, optimizer and budget, budgets being shares of a full run. The rate is chosen on the reward split;
+the test split is for reporting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agents.controllers import Controller
+from agents.evaluation.results_cache import ResultsCache
+from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.training.resuming import CheckpointConfig
+from envs.engine import PROCESSES, EngineConfig
+from envs.learning_rate_env import Episode
+from envs.tasks import Task
+from envs.training_run import OPTIMIZERS
+from gns.errors import InvalidSettingError, UnknownNameError, require_positive
+
+COLUMNS = [
+    "task",
+    "controller",
+    "optimizer",
+    "budget",
+    "initial_lr",
+    "seed",
+    "reward_loss",
+    "test_loss",
+    "metric",
+    "test_metric",
+    "test_metrics",
+    "updates",
+    "search_updates",
+    "hessian_products",
+    "evaluations",
+    "seconds",
+    "rollbacks",
+]
+SETTING = ["task", "optimizer", "budget"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Initial rates a schedule is tuned over: ``lowest * 3^k``, k = 0 .. count - 1."""
+
+    lowest: float
+    count: int
+
+    def __post_init__(self) -> None:
+        require_positive("the lowest rate of a grid", self.lowest)
+        require_positive("the count of a grid", self.count)
+
+    def rates(self) -> list[float]:
+        """Return the rates, ascending."""
+        return [self.lowest * 3.0**k for k in range(self.count)]
+
+
+@dataclass(frozen=True)
+class InitialRates:
+    """Initial rates a policy starts from, evenly spaced in the logarithm."""
+
+    lowest: float
+    highest: float
+    count: int
+
+    def __post_init__(self) -> None:
+        require_positive("the lowest initial rate", self.lowest)
+        require_positive("the count of initial rates", self.count)
+        if not self.lowest <= self.highest:
+            raise InvalidSettingError(
+                f"Initial rates from {self.lowest} to {self.highest}; expected lowest <= highest."
+            )
+
+    def rates(self) -> list[float]:
+        """Return the rates, ascending."""
+        return [float(rate) for rate in np.geomspace(self.lowest, self.highest, self.count)]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is compared.
+
+    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`; None: each task's own
+    :param budgets: budgets in updates; None: each task's own
+    :param budget_percents: budgets in percent of a full run, which is the one entry of ``budgets`` or else each task's
+        own budget; at least 1 update each, and percents that come to the same budget are one. None: full runs alone
+    :param seeds: training runs of each setting
+    :param workers: processes; 0: none but this one
+    :param grids: for each optimizer, the rates schedules are tuned over; where there is none, 8 rates from a decade
+        above the lowest of the task's own range
+    :param widen: how often a grid may grow at an edge where the best rate lies
+    :param initial_rates: for each optimizer, the rates policies start from; where there are none, 9 rates over the
+        task's own range
+    :param relative_rates: the rates policies start from, as multiples of the tuned rate of the schedule that is best on
+        the reward split, in each setting; they take the place of ``initial_rates``. Schedules are tuned first then
+    :param device: where to train
+    :param engine: what the workers are
+    :param checkpoint: when the state of a run under way is written
+    """
+
+    optimizers: tuple[str, ...] | None = ("adam",)
+    budgets: tuple[int, ...] | None = None
+    budget_percents: tuple[float, ...] | None = None
+    seeds: int = 16
+    workers: int = 2
+    grids: dict[str, Grid | None] = field(default_factory=dict)
+    widen: int = 3
+    initial_rates: dict[str, InitialRates | None] = field(default_factory=dict)
+    relative_rates: tuple[float, ...] | None = None
+    device: str = "cpu"
+    engine: EngineConfig = PROCESSES
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=300.0, keep=2))
+
+    def __post_init__(self) -> None:
+        require_positive("seeds", self.seeds)
+        for budget in self.budgets or ():
+            require_positive("budget", budget)
+        for percent in self.budget_percents or ():
+            require_positive("a percentage of budget_percents", percent)
+        for factor in self.relative_rates or ():
+            require_positive("a multiple of relative_rates", factor)
+        if self.budget_percents and len(self.budgets or ()) > 1:
+            raise InvalidSettingError(
+                f"budget_percents is given with budgets {list(self.budgets or ())}; expected one budget beside it, the "
+                "full run, or null for each task's own."
+            )
+        for name in (*(self.optimizers or ()), *self.grids, *self.initial_rates):
+            if name not in OPTIMIZERS:
+                raise UnknownNameError("optimizer", name, OPTIMIZERS)
+
+    def budgets_of(self, task: Task) -> dict[int, float]:
+        """Return the budgets on a task in updates, and the percentage each was asked for as, NaN where as updates.
+
+        Loads the task's data where its own budget is given in epochs.
+        """
+        full = self.budgets or (task.updates(),)
+        if not self.budget_percents:
+            return dict.fromkeys(full, math.nan)
+        return {max(1, round(full[0] * percent / 100.0)): percent for percent in sorted(self.budget_percents)}
+
+    def rates_of(self, controller: Controller, task: Task, optimizer: str) -> list[float]:
+        """Return the initial rates of a controller: a grid to tune it over, or what it starts from.
+
+        One that finds its own rate gets the geometric middle of the task's range.
+
+        :raises UnknownNameError: if there are none for that optimizer, and the task has no range
+        """
+        if controller.own_rate:
+            return [math.sqrt(math.prod(task.range_of(optimizer)))]
+        given = (self.grids if controller.tuned else self.initial_rates).get(optimizer)
+        if given is not None:
+            return given.rates()
+        low, high = task.range_of(optimizer)
+        return (Grid(10.0 * low, 8) if controller.tuned else InitialRates(low, high, 9)).rates()
+
+
+@dataclass
+class Evaluation:
+    """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows.
+
+    :param higher_is_better: direction of each task's metric
+    :param references: names of the tuned fixed schedules, the best of which others are measured against
+    :param own_rates: names of the controllers that ignore the initial rate
+    :param percents: by task and budget, the percentage of a full run it was asked for as; empty where no budget was
+    :param failures: by row, why a run was lost again and again; its losses are infinite
+    :param losses: by row, the mean loss of the batches from each point of its rate path to the next; empty: not known
+    """
+
+    runs: pd.DataFrame
+    tuned: pd.DataFrame
+    paths: list[list[tuple[float, float]]]
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    references: frozenset[str] = frozenset()
+    own_rates: frozenset[str] = frozenset()
+    percents: dict[tuple[str, int], float] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    losses: list[list[float]] = field(default_factory=list)
+
+
+def evaluate(
+    controllers: Sequence[Controller],
+    tasks: Sequence[Task],
+    config: EvaluationConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: bool = True,
+    cache: ResultsCache | None = None,
+    checkpoints: RunCheckpoints | None = None,
+) -> Evaluation:
+    """Run every controller on every task, optimizer and budget.
+
+    With ``relative_rates`` schedules are tuned first, and what starts from any rate is run after them.
+
+    :param progress: called with the runs done and the runs known to be needed
+    :param report: measure the test split too
+    :param cache: results of earlier runs, which are not run again
+    :param checkpoints: where runs under way are kept, see :func:`agents.evaluation.sweep.run_jobs`
+    :raises InvalidSettingError: before any run, if a controller cannot run a setting, or ``relative_rates`` are given
+        and no schedule is
+    """
+    require_different_names(tasks)
+    later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
+    if later and not any(controller.is_schedule for controller in controllers):
+        raise InvalidSettingError(
+            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at "
+            "least one, whose tuned rate they multiply, or relative_rates: null."
+        )
+    budgets = {task.name: config.budgets_of(task) for task in tasks}
+    settings = [
+        (task, optimizer, budget)
+        for task in tasks
+        for optimizer in (config.optimizers or (task.optimizer,))
+        for budget in budgets[task.name]
+    ]
+
+    for controller in controllers:
+        for setting in settings:
+            controller.check(*setting)
+
+    def runs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
+        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
+        return [Job(controller, episode, report) for episode in episodes]
+
+    jobs: list[Job] = []
+    for setting in settings:
+        for controller in controllers:
+            if controller not in later:
+                jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
+    rows: list[dict[str, Any]] = []
+    total, finished = 0, count(1)
+
+    def tick() -> None:
+        progress(next(finished), total)
+
+    for turn in range(config.widen + 1):
+        total = len(rows) + len(jobs)
+        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
+        jobs = []
+        if turn < config.widen:
+            table = runs_frame(rows)
+            for setting in settings:
+                for controller in controllers:
+                    if controller.tuned:
+                        more = wider(table, controller.name, setting[0].name, *setting[1:])
+                        jobs += runs_of(controller, setting, more)
+        if not jobs:
+            break
+    tuned = tune(of(runs_frame(rows), [controller for controller in controllers if controller.tuned]))
+    if later:
+        best = best_schedules(of(tuned, [controller for controller in controllers if controller.is_schedule]))
+        for setting in settings:
+            rate = float(best.tuned_lr[(setting[0].name, *setting[1:])])
+            for controller in later:
+                jobs += runs_of(controller, setting, relative_to(rate, config.relative_rates or (), controller))
+        total = len(rows) + len(jobs)
+        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
+    return Evaluation(
+        runs_frame(rows),
+        tuned,
+        [row["path"] for row in rows],
+        {task.name: task.higher_is_better for task in tasks},
+        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
+        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
+        percents={
+            (name, budget): percent
+            for name, own in budgets.items()
+            for budget, percent in own.items()
+            if not math.isnan(percent)
+        },
+        failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
+        losses=[row["losses"] for row in rows],
+    )
+
+
+def starts_anywhere(controller: Controller) -> bool:
+    """Return whether a controller is run from each of several initial rates, as policies are."""
+    return not (controller.tuned or controller.own_rate)
+
+
+def of(table: pd.DataFrame, controllers: Sequence[Controller]) -> pd.DataFrame:
+    """Return the rows of some controllers."""
+    return table[table.controller.isin([controller.name for controller in controllers])]
+
+
+def best_schedules(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of the controller with the lowest mean loss on the reward split in each setting, indexed by it.
+
+    :param tuned: rows of :func:`tune`, of schedules
+    """
+    return tuned.loc[tuned.groupby(SETTING, sort=False).reward_loss.idxmin()].set_index(SETTING)
+
+
+def relative_to(rate: float, factors: Sequence[float], controller: Controller) -> list[float]:
+    """Return multiples of a rate, ascending, each within the bounds of what a controller can start from."""
+    low, high = controller.rate_bounds
+    return sorted({min(max(factor * rate, low), high) for factor in factors})
+
+
+def require_different_names(tasks: Sequence[Task]) -> None:
+    """Pass tasks that results can tell apart.
+
+    :raises InvalidSettingError: if two have one name
+    """
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidSettingError(
+            f"There are several tasks named {', '.join(twice)}; expected a name each, as from dataclasses.replace."
+        )
+
+
+def tune(runs: pd.DataFrame) -> pd.DataFrame:
+    """Choose the initial rate of each controller, task, optimizer and budget: lowest mean loss on the reward split.
+
+    A rate at which any run diverged loses to every rate at which none did. Never looks at the test columns.
+    """
+    seen = runs[[*SETTING, "controller", "initial_lr", "reward_loss"]]
+    means = seen.groupby([*SETTING, "controller", "initial_lr"], sort=False)["reward_loss"].mean().reset_index()
+    best = means.groupby([*SETTING, "controller"], sort=False)["reward_loss"].idxmin()
+    return means.loc[best].rename(columns={"initial_lr": "tuned_lr"}).reset_index(drop=True)
+
+
+def wider(runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int) -> list[float]:
+    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing."""
+    own = runs[
+        (runs.controller == controller) & (runs.task == task) & (runs.optimizer == optimizer) & (runs.budget == budget)
+    ]
+    rates = sorted(own.initial_lr.unique())
+    best = float(tune(own).tuned_lr.iloc[0])
+    if best == rates[-1]:
+        return [best * 3.0]
+    return [best / 3.0] if best == rates[0] else []
+
+
+def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of :func:`agents.evaluation.sweep.run_job` as a table with :data:`COLUMNS`."""
+    return pd.DataFrame([{key: row[key] for key in COLUMNS} for row in rows], columns=COLUMNS)

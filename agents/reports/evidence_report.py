@@ -1,0 +1,217 @@
+"""What a suite leaves behind: evidence.md and evidence.json, and a folder a part."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from agents.evaluation.comparison import Line
+from agents.evaluation.evidence import Evidence, OpenLoop, Standing
+from agents.evaluation.promises import Claim
+from agents.evaluation.shares import Shares, write_shares
+from agents.evaluation.suite import PartResult
+from agents.reports.evidence_plots import draw_relative_rates
+from agents.reports.files import plain_json, write_results
+
+_PROMISE = {
+    "in_distribution": "in distribution",
+    "held_out": "held out, from scratch",
+    "fine_tuning": "fine-tuning",
+    "rex": "REX protocol",
+    "long": "longer budgets",
+}
+_LEGEND = (
+    "*ratio*: geometric mean over settings (task, optimizer, budget) of the mean test loss over that of the best tuned "
+    "schedule, with its 95 % bootstrap interval over seeds; *worst*: the largest. *log-ratio*: interquartile mean over "
+    "settings and seeds of ln(test loss / the best tuned schedule's with that seed). *Top-1/3*: percent of settings, "
+    "among schedules and policies, by the task's metric and by the test loss. *collapsed*: runs with a test loss that "
+    "is not finite or at least 0.98 times that of a model that has learned nothing. *cost*: updates one result takes, "
+    "over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned rate, a policy "
+    "with all its initial rates."
+)
+
+
+def write_part(
+    folder: Path, result: PartResult, lines: list[Line], standing: Sequence[Shares], about: dict[str, Any]
+) -> list[Path]:
+    """Write what :func:`agents.reports.files.write_results` does of a part, its shares, and its plot of relative rates.
+
+    :param lines: the part's comparison
+    :param standing: its shares; empty where budgets are no percentages
+    :param about: see there
+    :return: the files; none if all tasks were left out
+    """
+    if result.evaluation is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_results(folder, result.evaluation, lines, about)
+    if standing:
+        written += write_shares(folder, standing)
+    return [*written, *draw_relative_rates(folder / "relative_rates.png", result)]
+
+
+def write_evidence(folder: Path, results: Sequence[PartResult], found: Evidence, about: dict[str, Any]) -> list[Path]:
+    """Write results.csv (all parts in one table), evidence.md and evidence.json; return their paths.
+
+    :param about: what made the results: configuration, versions
+    """
+    table, text, data = folder / "results.csv", folder / "evidence.md", folder / "evidence.json"
+    runs = [result.evaluation.runs.assign(part=result.name) for result in results if result.evaluation is not None]
+    if runs:
+        together = pd.concat(runs, ignore_index=True)
+        together[["part", *together.columns.drop("part")]].to_csv(table, index=False)
+    text.write_text(evidence_markdown(results, found), encoding="utf-8")
+    content = plain_json({**asdict(found), **about})
+    data.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    return [*([table] if runs else []), text, data]
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Return the promises as a rich table."""
+    shown = Table(title="promises", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for heading in ("promise", "policy", "what"):
+        shown.add_column(heading, overflow="fold")
+    for heading in ("figure", "95 %", "to be"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("verdict")
+    for claim in claims:
+        promise, policy, what, figure, interval, wanted, _, verdict, _ = _claim_cells(claim)
+        shown.add_row(promise, policy, what, figure, interval, wanted, verdict)
+    return shown
+
+
+def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
+    """Return the whole report in Markdown: promises first, then the parts, failures and what it took."""
+    policies = {name: tasks for result in results for name, tasks in result.policies.items()}
+    lines = ["# Evidence", ""]
+    lines += [f"- Policy `{name}` was trained on: {tasks}." for name, tasks in policies.items()]
+    lines += ["", "## Promises", ""]
+    headings = ["promise", "policy", "what", "figure", "95 %", "to be", "settings", "verdict", "note"]
+    lines += _table(headings, [_claim_cells(claim) for claim in found.claims], left=(0, 1, 2, 7, 8))
+    lines += ["A verdict is of the figure; its interval may reach beyond the threshold.", ""]
+    if found.left_out:
+        lines += ["## Left out", ""]
+        lines += [f"- {part}: `{task}`. {why}" for part, task, why in found.left_out] + [""]
+    for result in results:
+        lines += _part_lines(result, [item for item in found.standings if item.part == result.name])
+    lines += [_LEGEND, ""]
+    if found.overall:
+        lines += [
+            "## Overall",
+            "",
+            "Parts that promise something and have all the schedules; methods in all of them.",
+            "",
+        ]
+        rows = [
+            [item.controller, _number(item.log_ratio), _interval(item.low, item.high), f"{item.collapsed}/{item.runs}"]
+            for item in found.overall
+        ]
+        lines += _table(["controller", "log-ratio", "95 %", "collapsed"], rows)
+    if found.open_loops:
+        lines += ["## Does the state matter?", ""]
+        lines += [
+            "A policy's rates on other seeds' runs, applied open loop: ln(test loss / the policy's with that seed and "
+            "initial rate), interquartile mean. Above 0 the policy gains by looking at the run. Open loop, updates "
+            "that the guard undid are made for good; *calm*: initial rates from which no run was rolled back.",
+            "",
+        ]
+        rows = [_loop_cells(item) for item in found.open_loops]
+        lines += _table(["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3))
+    lines += ["## Failures", ""]
+    lines += [f"- {line}" for line in found.failures] or ["No run was lost."]
+    lines += ["", "## Compute", ""]
+    rows = [
+        [item.part, str(item.runs), str(item.updates), str(item.search_updates), f"{item.seconds:.0f}"]
+        for item in found.compute
+    ]
+    lines += _table(["part", "runs", "updates", "search updates", "seconds"], rows)
+    lines += ["Seconds are those of training, summed over processes, without the evaluation at the end.", ""]
+    return "\n".join(lines)
+
+
+def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
+    lines = [f"## {result.name}", ""]
+    if result.evaluation is None:
+        return [*lines, "Not run: the data of all its tasks are nowhere to be had.", ""]
+    runs, part = result.evaluation.runs, result.part
+    about = [
+        "held out (neither trained nor selected on)" if part.held_out else "in distribution",
+        f"tasks {', '.join(f'`{name}`' for name in runs.task.unique())}",
+        f"optimizers {', '.join(runs.optimizer.unique())}",
+        f"budgets {', '.join(map(str, sorted(runs.budget.unique())))} updates",
+        f"{result.protocol.seeds} seeds",
+    ]
+    if result.protocol.relative_rates:
+        factors = ", ".join(f"{factor:g}" for factor in result.protocol.relative_rates)
+        about.append(f"policies from {factors} times the tuned rate of the schedule that is best on the reward split")
+    headings = ["controller", "ratio", "95 %", "worst", "log-ratio", "95 %", "Top-1/3, metric", "Top-1/3, loss"]
+    headings += ["collapsed", "cost", "evaluations"]
+    return [*lines, "; ".join(about) + ".", "", *_table(headings, [_standing_cells(item) for item in standings])]
+
+
+def _standing_cells(item: Standing) -> list[str]:
+    return [
+        item.controller,
+        _number(item.ratio),
+        _interval(item.low, item.high),
+        _number(item.worst),
+        _number(item.log_ratio),
+        _interval(item.log_low, item.log_high),
+        _shares(item.top),
+        _shares(item.top_loss),
+        f"{item.collapsed}/{item.runs}",
+        f"{item.cost:.1f}",
+        f"{item.evaluations:.1f}",
+    ]
+
+
+def _loop_cells(item: OpenLoop) -> list[str]:
+    return [
+        item.part,
+        item.policy,
+        item.control,
+        "calm" if item.calm else "all",
+        _number(item.log_ratio),
+        _interval(item.low, item.high),
+        str(item.runs),
+    ]
+
+
+def _claim_cells(claim: Claim) -> list[str]:
+    return [
+        _PROMISE[claim.promise],
+        claim.policy,
+        claim.statement,
+        _number(claim.figure),
+        _interval(claim.low, claim.high),
+        f"{claim.comparison} {claim.threshold:g}",
+        str(claim.settings),
+        claim.verdict,
+        claim.note,
+    ]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    rule = " | ".join("---" if place in left else "---:" for place in range(len(headings)))
+    body = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return [f"| {' | '.join(headings)} |", f"| {rule} |", *body, ""]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value + 0.0:.3f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) or math.isnan(high) else f"{_number(low)} to {_number(high)}"
+
+
+def _shares(shares: tuple[float, float]) -> str:
+    return "/".join("-" if math.isnan(share) else f"{100 * share:.0f}" for share in shares)

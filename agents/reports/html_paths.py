@@ -1,0 +1,166 @@
+"""What happened during the runs, for the HTML report: the rates that were taken, and the losses they led to below them.
+
+Both plots have the share of the budget spent on the same horizontal axis, in the same place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import pandas as pd
+
+from agents.evaluation.mean_paths import geometric_mean, log_losses, log_rates, progress_of
+from agents.evaluation.protocol import SETTING, Evaluation
+from agents.reports.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, Look, Plot, Series, path_of, setting_of
+from agents.reports.html_tables import Column, Table, number
+
+_POINTS = 60  # of a path, at most
+_SHARES = {"first update": 0.0, "a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "at 95 %": 0.95}
+_PROGRESS = Axis(0.0, 1.0, LEFT, RIGHT, log=False)
+_ROOM = 3.0  # losses are drawn up to this many times the median of the first ones
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Means over the runs of one controller from one initial rate, at the same points of progress."""
+
+    name: str
+    start: float
+    words: str
+    progress: np.ndarray
+    values: np.ndarray
+
+    def thinned(self, points: int) -> np.ndarray:
+        """Return the numbers of evenly spaced points, both ends among them."""
+        count = len(self.progress)
+        return np.unique(np.linspace(0, count - 1, min(points, count)).round().astype(int))
+
+    def at(self, share: float) -> float:
+        """Return the value when a share of the points is over."""
+        return float(self.values[int(share * (len(self.values) - 1))]) if len(self.values) else math.nan
+
+
+def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look], points: int = _POINTS) -> Plot:
+    """Learning rate over progress, geometric mean over seeds: tuned controllers at their rate, others from each.
+
+    :param runs: of one setting
+    :param points: of a path, at most
+    """
+    curves = _curves(runs, evaluation, log_rates(evaluation, runs))
+    shown = [v for c in curves for t, v in zip(c.progress, c.values, strict=True) if t < 0.95 and v > 0]
+    y_axis = Axis(0.7 * min(shown, default=1e-4), 1.4 * max(shown, default=1e-1), BOTTOM, TOP)
+    # Once a rate has fallen below the plot its line ends there.
+    places = [
+        [i for i in curve.thinned(points) if y_axis.low <= curve.values[i] or (i and curve.values[i - 1] >= y_axis.low)]
+        for curve in curves
+    ]
+    return Plot(
+        title := "Learning rate over progress",
+        "share of the budget spent",
+        "learning rate",
+        _PROGRESS.ticks(),
+        y_axis.ticks(),
+        _series(curves, places, y_axis, style),
+        _halfway(curves, "the rate", ".2g"),
+        _figures(f"{title}: {setting_of(runs)}", curves),
+        "Schedules from their tuned rate, policies from each initial rate.",
+    )
+
+
+def training_losses(
+    runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look], points: int = _POINTS
+) -> Plot | None:
+    """Loss of the training batches over progress, geometric mean over seeds, of the runs that :func:`rate_paths` shows.
+
+    :param runs: of one setting
+    :param points: of a path, at most
+    :return: None where the losses are not known
+    """
+    if not evaluation.losses:
+        return None
+    curves = _curves(runs, evaluation, log_losses(evaluation, runs))
+    shown = [value for curve in curves for value in curve.values if 0 < value < math.inf]
+    firsts = [curve.at(0.0) for curve in curves if 0 < curve.at(0.0) < math.inf]
+    if not firsts:
+        return None
+    top = min(1.15 * max(shown), _ROOM * median(firsts))
+    y_axis = Axis(min(0.85 * min(shown), 0.5 * top), top, BOTTOM, TOP)
+    places = [  # not NaN: where all runs had been given up
+        [i for i in curve.thinned(points) if curve.values[i] > 0] for curve in curves
+    ]
+    above = sum(any(curve.values[i] > top for i in numbers) for curve, numbers in zip(curves, places, strict=True))
+    note = f"{above} line{'s' if above > 1 else ''} along the top: above it there, or diverged." if above else ""
+    return Plot(
+        title := "Training loss over progress",
+        "share of the budget spent",
+        "loss of the batches",
+        _PROGRESS.ticks(),
+        y_axis.ticks(),
+        _series(curves, places, y_axis, style),
+        _halfway(curves, "the training loss", ".3g"),
+        _figures(f"{title}: {setting_of(runs)}", curves),
+        note,
+    )
+
+
+def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> list[_Curve]:
+    """Return geometric means over seeds: tuned controllers at their rate, others from each.
+
+    :param logs: logarithms by run and point, NaN where a run had ended: float (runs, points)
+    """
+    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
+    progress = progress_of(evaluation, runs)
+    places = pd.Series(range(len(runs)), runs.index)
+    found = []
+    for name, own in runs.groupby("controller", sort=False):
+        key = (*own[SETTING].iloc[0], name)
+        for start in [float(tuned[key])] if key in tuned.index else sorted(own.initial_lr.unique()):
+            part = logs[places[own.index[own.initial_lr == start]]]
+            words = str(name) if name in evaluation.own_rates else f"{name} from {start:.2g}"
+            found.append(_Curve(str(name), float(start), words, progress, geometric_mean(part)))
+    return found
+
+
+def _series(
+    curves: Sequence[_Curve], places: Sequence[Sequence[int]], y_axis: Axis, style: dict[str, Look]
+) -> list[Series]:
+    """Return the lines of each controller.
+
+    :param places: numbers of the points of each curve that are drawn
+    """
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for curve, numbers in zip(curves, places, strict=True):
+        points = [(_PROGRESS.place(curve.progress[i]), y_axis.place(curve.values[i])) for i in numbers]
+        lines.setdefault(curve.name, []).append((path_of(points) if points else "", curve.words))
+    return [Series(style[name], own) for name, own in lines.items()]
+
+
+def _halfway(curves: Sequence[_Curve], what: str, form: str) -> str:
+    """Say in words how it stands halfway."""
+    said: dict[str, list[float]] = {}
+    for curve in curves:
+        said.setdefault(curve.name, []).append(curve.at(0.5))
+    return " ".join(
+        f"{name}: halfway {what} is {min(values):{form}}."
+        if len(values) == 1 or min(values) == max(values)
+        else f"{name}, from {len(values)} initial rates: halfway {what} is between {min(values):{form}} and "
+        f"{max(values):{form}}."
+        for name, values in said.items()
+    )
+
+
+def _figures(title: str, curves: Sequence[_Curve]) -> Table:
+    columns = [Column("controller"), *(Column(name, True) for name in ("initial rate", *_SHARES))]
+    rows = [
+        [
+            (curve.name, None),
+            number(curve.start, ".2g"),
+            *(number(curve.at(share), ".3g") for share in _SHARES.values()),
+        ]
+        for curve in curves
+    ]
+    return Table(title, columns, rows)

@@ -1,0 +1,1 @@
+"""What commands that work for hours need: settings, progress, checkpoints, stopping."""

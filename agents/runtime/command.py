@@ -1,0 +1,88 @@
+"""What the two commands share: compose a configuration, call one function, end with a message and not a stack trace."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agents.runtime.settings import CONFIG_FOLDER, check_choices, refuse_code
+from agents.runtime.stopping import StoppedError
+from envs.tasks.hub import DATA_ROOT
+from gns.errors import GNSError, InvalidSettingError
+
+
+def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
+    """Compose ``configs/NAME.yaml`` with the command line and call ``run`` on it.
+
+    :param name: name of the root configuration
+    :param run: what to do with it
+    """
+
+    @hydra.main(version_base=None, config_path=str(CONFIG_FOLDER), config_name=name)
+    def main(config: DictConfig) -> None:
+        try:
+            run(config)
+        except StoppedError as stopped:
+            print(f"Stopped; the same command goes on from here (exit code {stopped.exit_code}).", file=sys.stderr)
+            sys.exit(stopped.exit_code)
+        except GNSError as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+        except OmegaConfBaseException as error:
+            sys.exit(f"InvalidSettingError: {error}; expected settings that can be resolved, see --cfg job.")
+
+    try:
+        check_choices(sys.argv[1:])
+        check_folder(sys.argv[1:], name)
+    except GNSError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    main()
+
+
+def check_folder(arguments: Sequence[str], name: str) -> None:
+    """Pass a command line whose folder ``outputs/NAME`` can be written to: Hydra makes it before it calls anything.
+
+    :param arguments: of the command line
+    :param name: of the root configuration, which names the folder where they do not
+    :raises InvalidSettingError: if there is a file in its place, or it is not ours to write
+    """
+    given = [argument.removeprefix("name=").strip("'\"") for argument in arguments if argument.startswith("name=")]
+    named = given[-1] if given else str(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml").name)
+    folder = Path("outputs") / named
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        why = "is not ours to write to" if nearest.is_dir() else "is no folder"
+        raise InvalidSettingError(
+            f"Cannot write to {folder}, since {nearest} {why}; expected a folder to put results in. Move it away, "
+            "choose another name, or start in another folder."
+        )
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain dictionaries, references resolved.
+
+    :raises InvalidSettingError: on a key that names code
+    """
+    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    refuse_code(content)
+    return content
+
+
+def use_data_root(folder: str | None) -> None:
+    """Read data sets from a folder that holds them by Hub id, in this process and in the workers it starts from now on.
+
+    :param folder: the folder; None: what the environment variable ``GNS_DATA_ROOT`` says
+    :raises InvalidSettingError: if it is no folder
+    """
+    if folder is None:
+        return
+    path = os.path.abspath(os.path.expanduser(str(folder)))
+    if not os.path.isdir(path):
+        raise InvalidSettingError(f"data_root is {folder!r}; expected a folder of data sets by Hub id, or null.")
+    os.environ[DATA_ROOT] = path

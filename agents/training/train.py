@@ -1,0 +1,306 @@
+"""Training a scheduling policy from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from stable_baselines3.common.logger import Logger
+
+from agents.evaluation.protocol import require_different_names
+from agents.evaluation.results_cache import ResultsCache
+from agents.runtime.stopping import StopRequest
+from agents.trackers import Tracker
+from agents.training.choosing import Validation, ValidationConfig
+from agents.training.imitation import ImitationConfig, TunedRates, imitate
+from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
+from agents.training.resuming import (
+    CheckpointConfig,
+    Resuming,
+    agent_state,
+    load_agent_state,
+    random_state,
+)
+from agents.training.schedule_reference import BaselineConfig, ScheduleReference
+from agents.training.watch import Progress, Watch
+from envs.engine import PROCESSES, EngineConfig
+from envs.learning_rate_env import EnvConfig
+from envs.tasks import Task
+from gns.errors import InvalidSettingError, require_positive
+from gns.policy.artefact import GNSPolicy
+from gns.policy.network import network_for
+
+_LOGGER = logging.getLogger(__name__)
+_OWN_PRIOR = "four decades each"  # initial rates of a drawn task
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a policy is trained.
+
+    :param episodes: training runs to learn from, rounded up to whole rollouts; those are counted in decisions, so that
+        runs that allow fewer than is usual, or end early, make them more
+    :param seed: seed of everything
+    :param workers: processes that collect; 0: none but this one. Changes no result
+    :param engine: what the workers are. Changes no result
+    :param checkpoint: when the state of the training is written
+    :param validation: when policies are scored on tasks that are not learned from, to take the best
+    :param imitation: what the policy learns to follow before PPO begins
+    :param initial_policy: folder or Hub id of a policy whose weights the training begins with, instead of random ones;
+        of the same network and action mode. How far its actions deviate, ``agent.log_std``, is no part of a policy
+    """
+
+    episodes: int = 2400
+    seed: int = 0
+    workers: int = 2
+    engine: EngineConfig = PROCESSES
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: PPOConfig = field(default_factory=PPOConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    initial_policy: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("episodes", self.episodes)
+        self.imitation.check(self.env.decision)
+        if self.workers < 0:
+            raise InvalidSettingError(f"workers is {self.workers}; expected 0 or more.")
+        if self.env.decision.features != self.agent.network.features:
+            raise InvalidSettingError(
+                f"The environment gives features {self.env.decision.features!r} but the network reads "
+                f"{self.agent.network.features!r}; set env.decision.features and agent.network.features to one schema."
+            )
+        network = network_for(self.agent.network, self.env.decision)
+        object.__setattr__(self, "agent", replace(self.agent, network=network))
+
+    @property
+    def total_episodes(self) -> int:
+        """Episodes in whole rollouts."""
+        size = self.agent.episodes_per_rollout
+        return math.ceil(self.episodes / size) * size
+
+
+def train(
+    tasks: Sequence[Task],
+    config: TrainConfig,
+    tracker: Tracker | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    on_policy: Callable[[GNSPolicy, int], None] | None = None,
+    checkpoints: Resuming | None = None,
+    stop: StopRequest | None = None,
+    validation_tasks: Sequence[Task] = (),
+    about: Mapping[str, Any] | None = None,
+    tuning: ResultsCache | None = None,
+) -> GNSPolicy:
+    """Train a policy by PPO on episodes over all tasks, and return it.
+
+    One thread and the same configuration give the same policy bit for bit, whatever the number of workers, and however
+    often the training was interrupted and gone on with from its checkpoints.
+
+    :param tracker: where figures go, once a rollout; and the rate paths of the last episodes
+    :param report: called after every episode
+    :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
+        is then and the episodes done; draws from torch's global generator in it change no result
+    :param checkpoints: where the state is written, and gone on from if there is one
+    :param stop: whether to end early, asked between two rollouts
+    :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
+        score is returned, else the last
+    :param about: what the policy's card says besides
+    :param tuning: where runs of the schedule to imitate are kept
+    :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
+    :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
+        policy to begin with is of another network or action mode
+    :raises PolicyFormatError: if that policy cannot be loaded
+    :raises CheckpointMismatchError: if the newest checkpoint is of a training with other settings
+    """
+    single_thread()
+    start = time.perf_counter()
+    require_different_names(tasks)
+    for task in (*tasks, *validation_tasks):
+        config.env.check(task)
+    validation = _validation(tasks, validation_tasks, config)
+    tracker = tracker or Tracker()
+    state = checkpoints.newest() if checkpoints is not None else None
+    known = None if state is None else state["reference"]
+    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
+    decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
+    venv = make_vec_env(
+        list(tasks),
+        config.env,
+        config.agent.num_envs,
+        config.workers,
+        config.seed,
+        config.agent.together,
+        config.engine,
+    )
+    try:
+        model = make_ppo(venv, config.agent, decisions, config.seed)
+        if config.initial_policy is not None and state is None:
+            begin_with(model, config.initial_policy, decision)
+        model.set_logger(Logger(folder=None, output_formats=tracker.writers()))
+
+        def export() -> GNSPolicy:
+            details = _about(tasks, config, watch) | dict(about or {})
+            return export_policy(model, config.env, config.agent, details)
+
+        def everything() -> dict[str, Any]:
+            return {
+                "agent": agent_state(model),
+                "environments": venv.state_dict(),
+                "random": random_state(),
+                "watch": watch.state_dict(),
+                "reference": reference.state_dict(),
+                "validation": validation.state_dict() if validation is not None else None,
+            }
+
+        def tell() -> None:
+            if on_policy is not None:
+                with torch.random.fork_rng(devices=[]):  # a new network draws its first weights
+                    on_policy(export(), watch.episodes)
+
+        def score() -> None:
+            if validation is not None and (validation.last < watch.episodes or not validation.scores):
+                with torch.random.fork_rng(devices=[]):
+                    found = validation.score(model, watch.episodes)
+                _LOGGER.info(
+                    "after %d episodes: mean log loss %.4f on validation tasks", watch.episodes, found.log_loss
+                )
+                report(watch.progress())
+
+        def stop_if_asked() -> None:
+            if stop is not None:
+                stop.check()
+
+        def updated() -> None:
+            tell()
+            if validation is not None and validation.due(watch.episodes):
+                score()
+            stopping = stop is not None and stop.number is not None
+            if checkpoints is not None and (checkpoints.due or stopping):
+                checkpoints.write(everything, model.num_timesteps)
+            stop_if_asked()
+
+        random_numbers = None if state is None else state["random"]
+        watch = Watch(reference, report, updated, config.agent.entropy_coefficient, validation, random_numbers)
+        if state is not None:
+            venv.load_state_dict(state["environments"])
+            load_agent_state(model, state["agent"])
+            watch.load_state_dict(state["watch"])
+            if validation is not None:
+                validation.load_state_dict(state["validation"])
+            report(watch.progress())
+        elif config.imitation.schedule is not None:
+            how = config.imitation
+            rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
+            imitate(model, rates, how, decision, config.env.most_decisions(tasks), stop_if_asked)
+            score()
+        left = config.total_episodes * decisions - model.num_timesteps
+        model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
+        tell()
+        score()
+    finally:
+        venv.close()
+        if validation is not None:
+            validation.close()
+    tracker.table("rate_paths", watch.rate_paths())
+    if validation is not None:
+        tracker.table("validation", pd.DataFrame([vars(one) for one in validation.scores]))
+        assert validation.best is not None
+        model.policy.load_state_dict(validation.best)
+    spent = checkpoints.seconds if checkpoints is not None else 0.0
+    _LOGGER.info(
+        "trained on %d episodes in %.0f s, %.1f s of it for checkpoints",
+        *(watch.episodes, time.perf_counter() - start, spent),
+    )
+    return export()
+
+
+def _validation(tasks: Sequence[Task], others: Sequence[Task], config: TrainConfig) -> Validation | None:
+    """Return what scores policies, None if nothing is to."""
+    if not config.validation.every:
+        return None
+    both = sorted({task.name for task in tasks} & {task.name for task in others})
+    if both or not others:
+        raise InvalidSettingError(
+            f"validation.every is {config.validation.every} and the tasks to score policies on are "
+            f"{', '.join(task.name for task in others) or 'none'}; expected some that training does not learn from"
+            + (f", which {', '.join(both)} are." if both else ".")
+        )
+    require_different_names(others)
+    return Validation(others, config.env, config.validation, config.workers, config.agent.together, config.engine)
+
+
+def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str, Any]:
+    """What a policy was trained on, for its model card."""
+    env, named = config.env, [task for task in tasks if not task.drawn]
+    drawn = [f"{len(tasks) - len(named)} drawn"] if len(named) < len(tasks) else []
+    budgets = {env.budgets_of(task) for task in tasks}
+    if drawn:
+        budgets = {(min(low for low, _ in budgets), max(high for _, high in budgets))}
+    progress = watch.progress()
+    chosen = {}
+    if progress.best is not None:
+        chosen = {
+            "chosen on validation tasks after": f"{progress.best.episodes} episodes",
+            "mean log loss there, on the reward split": _rounded(progress.best.log_loss),
+            "share of episodes lost there": _rounded(progress.best.diverged),
+        }
+    return {
+        "tasks": ", ".join([task.name for task in named] + drawn),
+        "optimizers": ", ".join(sorted({name for task in tasks for name in env.optimizers_of(task)})),
+        "budgets": ", ".join(sorted("{} to {} updates".format(*pair) for pair in budgets)),
+        "initial rates": json.dumps(
+            _priors(named, env) | ({"drawn tasks": _drawn_priors(tasks, env)} if drawn else {})
+        ),
+        "episodes": watch.episodes,
+        "episodes lost to divergence": watch.diverged,
+        "episodes dropped with lost workers": watch.dropped,
+        "seed": config.seed,
+        "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
+        **({"begun with the policy": config.initial_policy} if config.initial_policy else {}),
+        **({"begun by imitating": f"tuned {imitated}"} if (imitated := config.imitation.schedule) else {}),
+        **chosen,
+    }
+
+
+def _priors(tasks: Sequence[Task], env: EnvConfig) -> dict[str, Any]:
+    """Range of initial rates by optimizer; by optimizer and task where tasks differ."""
+    priors: dict[str, Any] = {}
+    for name in sorted({name for task in tasks for name in env.optimizers_of(task)}):
+        ranges = {
+            task.name: tuple(env.learning_rates_of(task, name)) for task in tasks if name in env.optimizers_of(task)
+        }
+        priors[name] = ranges if len(set(ranges.values())) > 1 else next(iter(ranges.values()))
+    return priors
+
+
+def _drawn_priors(tasks: Sequence[Task], env: EnvConfig) -> Any:
+    """Range of initial rates of drawn tasks: each has its own, but where the environment gives one to an optimizer."""
+    names = {name for task in tasks if task.drawn for name in env.optimizers_of(task)}
+    given = {name: tuple(rates) for name in sorted(names) if (rates := env.learning_rates.get(name))}
+    others = {"others": _OWN_PRIOR} if given and len(given) < len(names) else {}
+    return given | others or _OWN_PRIOR
+
+
+def _rounded(value: float) -> Any:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def versions() -> Mapping[str, str]:
+    """Return the versions of what a result depends on."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    import gns
+
+    names = ("torch", "torch-geometric", "gymnasium", "stable-baselines3", "numpy", "scikit-learn")
+    return {"gns": gns.__version__, "python": python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,250 @@
+"""The decision core: when a rate is decided, what the policy sees then, and what its action does to the rate.
+
+The Gymnasium environment, the evaluation and the drop-in scheduler all drive this one class, so that a policy meets
+in use exactly what it met in training. Per update the order is::
+
+    loss.backward()                  # the gradient of the coming update is pending
+    if core.decision_due:
+        core.decide(policy(core.observe()))
+    core.before_update()             # writes the rate of this update into every parameter group
+    optimizer.step()
+    core.after_update(loss)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gns.deciding.config import ACTION_MODES, DecisionConfig, Observation
+from gns.deciding.rate_control import RateControl
+from gns.errors import LayerGraphError, OutOfOrderError
+from gns.features.held_out import ValidationStatistics
+from gns.features.moments import group_of_each, optimizer_kind
+from gns.features.schemas import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
+from gns.features.sums import read_sums
+from gns.graph.layer_graph import LayerGraph, unwrap
+from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
+_PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
+_COUNTS = ("update", "steps", "interval_updates")  # of the memory: must be the same on all ranks
+_TAKEN_OVER = ("scale", "anchor", "first_loss", "start_loss", "previous_loss")  # of the memory: rank 0's on all ranks
+
+
+class DecisionCore(RateControl):
+    """Decides on, and keeps, the learning rates of one training run.
+
+    :param model: the model being trained
+    :param optimizer: its optimizer; the rates its groups have now are the initial ones. In mode ``per-layer`` they are
+        what has multipliers of its own, see :func:`gns.graph.layer_groups.parameter_groups`
+    :param graph: layer graph of the model
+    :param budget: number of updates T of the run
+    :param config: how actions become rates
+    :param process_group: ranks that train this model together and must decide alike, see
+        :mod:`gns.parallel.distributed`; None: this process decides alone, and communicates with no other
+    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
+        model is sharded over other ranks than these
+    :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        graph: LayerGraph,
+        budget: int,
+        config: DecisionConfig,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        bound = graph.bind(model)
+        self._parameters = [p for layer in bound for p in layer]
+        self._groups = group_of_each(optimizer, self._parameters)
+        held = _layers_of_groups([len(layer) for layer in bound], self._groups, len(rates))
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, (len(bound), held))
+        self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
+        self._group, self._shares = process_group, shares(self._parameters, process_group)
+        self._sharded = any(map(is_distributed, self._parameters))
+        if all(group < 0 for group in self._groups):
+            raise LayerGraphError(
+                "The optimizer holds none of the model's trainable parameters. Expected an optimizer built on this "
+                "model's parameters; pass the model that the optimizer trains."
+            )
+        self._kind = optimizer_kind(optimizer)
+        self._losses: Tensor | None = None
+        self._before_last: list[Tensor] | None = None
+        self._measured: Tensor | None = None
+        self.statistics: RunStatistics  # of the last observe()
+
+    # ------------------------------------------------------------------ the four calls of an update
+
+    def observe(self, validation: ValidationStatistics | None = None) -> Observation:
+        """Read the pending gradients and the losses since the last decision.
+
+        One copy to the host, and one all-reduce where ranks decide together: all must call it. Changes nothing but
+        :attr:`statistics`; other ranks than the first take over what rank 0 remembers of scale and losses.
+
+        :param validation: figures of held-out data now, for a feature schema that needs them; others ignore them
+        :raises OutOfOrderError: if the schema needs them and there are none
+        :raises RanksDisagreeError: if the ranks are not at the same update
+        """
+        needed = get_schema(self.config.features).needs_validation
+        if needed and validation is None:
+            raise OutOfOrderError(
+                f"observe() came without validation figures, which features {self.config.features!r} need. Evaluate "
+                "the model on held-out data first and pass observe() what "
+                "gns.features.held_out.validation_statistics makes of its loss and predictions; "
+                "or use a policy whose features need none."
+            )
+        statistics = self._collect()
+        if needed:
+            figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
+            statistics = replace(statistics, **figures)
+        self.statistics = statistics
+        self.saw(statistics.losses, bool(statistics.finite))
+        nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
+        return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
+
+    def before_update(self) -> None:
+        """Write the rate of the coming update into every parameter group.
+
+        :raises OutOfOrderError: if a decision is due first, or the budget is spent
+        """
+        if self.decision_due or self.finished:
+            problem = "the budget is spent" if self.finished else "a decision is due, call decide()"
+            raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
+        factors = self.group_factors
+        for group, initial, factor in zip(self.optimizer.param_groups, self.initial_lrs, factors, strict=True):
+            rate = self._rate(initial, factor)
+            if isinstance(group["lr"], Tensor):  # capturable optimizers keep their rate on the device
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
+            self._before_last = [local(p.detach()).clone() for p in self._parameters]
+
+    def after_update(self, loss: Tensor) -> None:
+        """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
+        memory, loss = self._memory, whole(loss.detach())
+        if self._losses is None:
+            self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
+        self._losses[memory.interval_updates].copy_(loss)
+        if self._before_last is not None:
+            changes = torch._foreach_sub([local(p.detach()) for p in self._parameters], self._before_last)
+            per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
+            self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
+            self._before_last = None
+        self.count_updates()
+
+    def roll_back(self, cut: float, steps: int) -> None:
+        """Note that the last interval was undone, see :meth:`gns.deciding.rate_control.RateControl.roll_back`."""
+        super().roll_back(cut, steps)
+        self._measured = None
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly: plain numbers and at most two small tensors.
+
+        The tensors are this rank's: its losses of the interval under way, and its shards' part of a measured update.
+        """
+        return {
+            **super().state_dict(),
+            "losses": None if self._losses is None else self._losses.clone(),
+            "measured": None if self._measured is None else self._measured.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self._before_last = None
+        self._losses = None if state["losses"] is None else state["losses"].clone()
+        self._measured = None if state["measured"] is None else state["measured"].clone()
+
+    # ------------------------------------------------------------------ inside
+
+    def _losses_of_interval(self) -> np.ndarray | None:
+        """Losses since the last decision; :meth:`observe` has usually brought them to the host."""
+        observed = super()._losses_of_interval()
+        if observed is None and self._losses is not None:
+            return self._losses[: self._memory.interval_updates].cpu().double().numpy()
+        return observed
+
+    def _collect(self) -> RunStatistics:
+        memory = self._memory
+        present = [local(p.grad.detach(), p) if p.grad is not None else None for p in self._parameters]
+        parameters, optimizer = self._parameters, self.optimizer
+        if self._sharded:
+            parameters = [local(p.detach()) for p in self._parameters]
+            optimizer = local_optimizer(optimizer, self._parameters, parameters)
+        read = read_sums(optimizer, parameters, present, memory.steps)
+        table, measured, losses = self._on_host(read.sums)
+        initial = self._of_tensors(self.initial_lrs)
+        if self._measured is not None:
+            table[:, SUM_U2] = measured / np.square(initial)  # per unit of rate
+        return RunStatistics(
+            sums=table,
+            learning_rates=initial * self._of_tensors(self.group_factors),
+            momentum_scale=read.momentum_scale,
+            second_scale=read.second_scale,
+            losses=losses,
+            first_loss=np.asarray(memory.first_loss, dtype=np.float64),
+            previous_loss=np.asarray(memory.previous_loss, dtype=np.float64),
+            learning_rate=np.asarray(self.learning_rate, dtype=np.float64),
+            progress=np.asarray(min(self.update / self.budget, 1.0), dtype=np.float64),
+            budget=np.asarray(self.budget, dtype=np.float64),
+            rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
+            optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
+        )
+
+    def _of_tensors(self, of_groups: list[float]) -> np.ndarray:
+        """Spread values of parameter groups over the tensors, (P,); one that no group holds has the first group's."""
+        return np.array(of_groups)[np.maximum(self._groups, 0)]
+
+    def _on_host(self, sums: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bring the sums, the measured update's and the losses of the interval to the host, in one copy.
+
+        Of all ranks, where they decide together; then the memory is brought in line with rank 0's.
+        """
+        memory, count = self._memory, self._memory.interval_updates
+        losses = self._losses[:count].to(sums.device) if self._losses is not None else sums.new_zeros(0)
+        measured = self._measured if self._measured is not None else sums.new_zeros(0)
+        if self._group is None:
+            host = torch.cat([sums.flatten(), measured, losses]).cpu().numpy().astype(np.float64)
+            table, measured_host, losses_host = np.split(host, [sums.numel(), sums.numel() + len(measured)])
+            return table.reshape(sums.shape), measured_host, losses_host
+        if self._kind == "other" and self._measured is None:
+            measured = sums.new_zeros(len(sums))
+        counts, own = ({name: getattr(memory, name) for name in names} for names in (_COUNTS, _TAKEN_OVER))
+        table, measured_host, losses_host, taken = all_reduced(
+            self._group,
+            self._shares,
+            sums,
+            measured,
+            losses,
+            self.interval,
+            counts,
+            [*own.values(), *memory.layer_actions],
+        )
+        vars(memory).update(zip(own, taken[: len(own)], strict=True))
+        memory.layer_actions = taken[len(own) :]
+        return table, measured_host, losses_host
+
+
+def _layers_of_groups(sizes: list[int], groups: list[int], count: int) -> list[list[int]]:
+    """Return which layers each of ``count`` parameter groups holds, by number.
+
+    :param sizes: number of parameter tensors of each layer
+    :param groups: parameter group of each tensor, layer after layer; -1: none
+    """
+    layers = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    pairs = sorted(set(zip(groups, layers, strict=True)))
+    return [[layer for group, layer in pairs if group == number] for number in range(count)]

@@ -1,0 +1,320 @@
+"""A run's rates from the actions of a policy: the arithmetic of decisions, without model, optimizer or device.
+
+:class:`gns.deciding.decision.DecisionCore` adds what reads one training run; runs side by side have one of these each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gns.deciding.config import DecisionConfig
+from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
+from gns.schedules.profiles import get_profile
+
+
+@dataclass
+class Memory:
+    """Everything that must be remembered between updates; the whole of its ``state_dict``."""
+
+    update: int = 0
+    steps: int = 0
+    decided_at: int = -1
+    scale: float = 1.0  # factor on the initial rates, before the profile
+    anchor: float = 1.0  # what rollbacks have left of the rate that mode "anchored" returns to
+    first_loss: float = math.nan
+    start_loss: float = math.nan
+    previous_loss: float = math.nan
+    rolled_back: bool = False
+    interval_updates: int = 0
+    layer_actions: list[float] = field(default_factory=list)  # of the last decision, one a layer; mode "per-layer" only
+
+
+class RateControl:
+    """Keeps the scale of one run's rates.
+
+    Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
+    rates as they are, bit for bit. In mode ``per-layer`` every decision gives each group a multiplier besides.
+
+    :param budget: number of updates T of the run
+    :param config: how actions become rates
+    :param initial_lrs: initial rate of each parameter group
+    :param steps: updates that the optimizer's state holds already
+    :param layers: in mode ``per-layer``, how many layers there are, and which of them each parameter group holds, by
+        number; None: no layer is known, and the shared rate is all there is
+    :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        config: DecisionConfig,
+        initial_lrs: list[Any],
+        steps: int = 0,
+        layers: tuple[int, Sequence[Sequence[int]]] | None = None,
+    ) -> None:
+        self.config = config
+        self.interval = config.interval(budget)
+        self.budget = int(budget)
+        self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
+        constant = config.mode in ("recursive", "gns-paper")
+        self._profile = get_profile("constant" if constant else config.profile)
+        count, held = layers if layers is not None and config.per_layer else (0, [[] for _ in self.initial_lrs])
+        self._held = [len(own) for own in held]
+        self._layers = _around_their_mean(count, held)
+        self._memory = Memory(steps=steps, layer_actions=[0.0] * count)
+        self._observed_at = -1
+        self._seen: np.ndarray  # losses of the interval at the last observation
+        self._finite = True
+
+    # ------------------------------------------------------------------ where the run stands
+
+    @property
+    def update(self) -> int:
+        """Updates done, those that a rollback undid among them."""
+        return self._memory.update
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self._memory.update >= self.budget
+
+    @property
+    def decision_due(self) -> bool:
+        """Whether the coming update waits for a decision."""
+        memory = self._memory
+        return memory.update % self.interval == 0 and memory.decided_at != memory.update and not self.finished
+
+    @property
+    def factor(self) -> float:
+        """Factor on the initial rates for the coming update, within bounds."""
+        lowest, highest = self._bounds
+        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the first parameter group for the coming update; in mode ``per-layer`` without its multiplier."""
+        return self._rate(self.initial_lrs[0], self.factor)
+
+    @property
+    def group_factors(self) -> list[float]:
+        """Factor on the initial rate of each parameter group for the coming update, within bounds."""
+        shared, config = self.factor, self.config
+        if not self._memory.layer_actions:
+            return [shared] * len(self.initial_lrs)
+        return [
+            min(max(shared * multiplier, config.min_lr / initial), config.max_lr / initial)
+            for multiplier, initial in zip(self.multipliers, self.initial_lrs, strict=True)
+        ]
+
+    @property
+    def multipliers(self) -> list[float]:
+        """Factor of each parameter group beside the shared one; 1 in all modes but ``per-layer``."""
+        actions = self._memory.layer_actions
+        if not actions:
+            return [1.0] * len(self.initial_lrs)
+        return (self.config.layer_base ** (self._layers @ np.array(actions))).tolist()
+
+    def shared_rate(self, rates: Sequence[float]) -> float:
+        """Return :attr:`learning_rate` where the parameter groups have such rates.
+
+        In mode ``per-layer`` the first group's multiplier is taken out by what holds of all groups': their geometric
+        mean over layers is 1, unless a bound cut one off.
+        """
+        if not any(self._held):
+            return rates[0]
+        changes = np.log(np.array(rates) / np.array(self.initial_lrs))
+        return self.initial_lrs[0] * math.exp(np.average(changes, weights=self._held))
+
+    @property
+    def steps(self) -> int:
+        """Updates the model holds: those done less those undone."""
+        return self._memory.steps
+
+    @property
+    def finite(self) -> bool:
+        """Whether all was finite at the last observation."""
+        return self._finite
+
+    @property
+    def memory(self) -> Memory:
+        """What is remembered; not to be changed."""
+        return self._memory
+
+    def rates(self, count: int) -> np.ndarray:
+        """Return :attr:`learning_rate` at each of the coming updates if no decision is taken, (count,)."""
+        profile = _table(self._profile, self.budget)[self.update : self.update + count]
+        factors = np.minimum(np.maximum(self._memory.scale * profile, self._bounds[0]), self._bounds[1])
+        return np.minimum(np.maximum(self.initial_lrs[0] * factors, self.config.min_lr), self.config.max_lr)
+
+    # ------------------------------------------------------------------ decisions
+
+    def saw(self, losses: np.ndarray, finite: bool) -> None:
+        """Note what was observed of the run as it is now.
+
+        :param losses: of the updates since the last decision or rollback, (k,)
+        :param finite: whether losses, gradients, parameters and optimizer state all were
+        """
+        self._seen, self._finite, self._observed_at = losses, finite, self.update
+
+    def decide(self, action: float | np.ndarray) -> float:
+        """Take a decision and begin a new interval.
+
+        :param action: number in [-1, 1]; what lies outside is clipped. In mode ``per-layer`` an array (1 + L,) of such:
+            the shared action and that of each layer; a number alone is the shared one, and layers have no multipliers
+        :return: the multiplier it put on the scale of the rates
+        :raises InvalidSettingError: if the action is not finite, or has another number of entries
+        :raises OutOfOrderError: if no decision is due
+        """
+        if not self.decision_due:
+            raise OutOfOrderError(
+                f"No decision is due at update {self.update} of {self.budget}; ask decision_due before decide()."
+            )
+        memory, config = self._memory, self.config
+        shared, layers = self._parts(action)
+        acts = memory.decided_at >= 0 or config.decide_first
+        action = shared if acts else 0.0
+        memory.layer_actions = layers if acts else [0.0] * len(layers)
+        before = memory.scale
+        if config.mode == "anchored":
+            memory.scale = memory.anchor * math.exp(config.strength * action)
+        else:
+            base = config.largest_factor(memory.decided_at)
+            multiplier = 1.0 + action if config.mode == "gns-paper" else base**action
+            memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
+        self._close_interval()
+        memory.decided_at = memory.update
+        memory.rolled_back = False
+        return memory.scale / before
+
+    def count_updates(self, count: int = 1) -> None:
+        """Note that updates were made."""
+        memory = self._memory
+        memory.interval_updates += count
+        memory.update += count
+        memory.steps += count
+
+    # ------------------------------------------------------------------ divergence
+
+    def diverged(self, loss_multiple: float) -> bool:
+        """Say whether the last interval went wrong, from the last :meth:`observe`.
+
+        :param loss_multiple: how many times its start the mean loss may reach
+        :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
+        :raises OutOfOrderError: before any :meth:`observe`
+        """
+        if self._observed_at < 0:
+            raise OutOfOrderError("diverged() came before any observe(); observe first.")
+        if not self._finite:
+            return True
+        if not self._seen.size:
+            return False
+        start = self._seen[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
+        # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
+        return bool(self._seen.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
+
+    def roll_back(self, cut: float, steps: int) -> None:
+        """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
+
+        :param cut: factor in (0, 1) on the scale of the rates
+        :param steps: number of updates the restored optimizer state holds
+        """
+        memory = self._memory
+        memory.scale = min(max(memory.scale * cut, self._bounds[0]), self._bounds[1])
+        memory.anchor *= cut
+        memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered between updates; what was observed last is not part of it."""
+        return {"memory": dict(vars(self._memory)), "initial_lrs": list(self.initial_lrs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self._memory = Memory(**state["memory"])
+        self._observed_at = -1
+        self.initial_lrs = list(state["initial_lrs"])
+
+    # ------------------------------------------------------------------ inside
+
+    def _parts(self, action: float | np.ndarray) -> tuple[float, list[float]]:
+        """Return the shared action and those of the layers, clipped."""
+        count = len(self._memory.layer_actions)
+        values = np.asarray(action, dtype=np.float64).reshape(-1)
+        if len(values) not in (1, 1 + count):
+            expected = f"1, or {1 + count}: the shared one, then one a layer" if count else "1"
+            raise InvalidSettingError(f"The action has {len(values)} numbers; expected {expected}.")
+        if not np.isfinite(values).all():
+            raise InvalidSettingError(f"The action is {action!r}; expected a finite number in [-1, 1].")
+        shared, *layers = np.clip(values, -1.0, 1.0).tolist()
+        return shared, layers or [0.0] * count
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Bounds of the common factor: the rates' bounds hold for every group."""
+        return self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs)
+
+    def _rate(self, initial: float, factor: float) -> float:
+        """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""
+        return min(max(initial * factor, self.config.min_lr), self.config.max_lr)
+
+    def _interval_length(self) -> int:
+        return min(self.interval, self.budget - self.update + self._memory.interval_updates)
+
+    def _close_interval(self) -> None:
+        """Fold the losses of the interval into the memory."""
+        memory = self._memory
+        losses = self._losses_of_interval() if memory.interval_updates else None
+        if losses is not None:
+            memory.previous_loss = float(losses.mean())
+            if math.isnan(memory.first_loss):
+                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
+        memory.interval_updates = 0
+
+    def _losses_of_interval(self) -> np.ndarray | None:
+        """Losses of the updates since the last decision, (k,), on the host; None if none is known."""
+        return self._seen if self._observed_at == self.update else None
+
+
+@lru_cache(maxsize=256)
+def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
+    """Values of a profile at every update of a budget and at its end, (budget + 1,)."""
+    return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
+
+
+def _around_their_mean(count: int, held: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return what makes exponents of groups from actions of layers: mean of its own less mean over those of all groups.
+
+    :param held: numbers of the layers that each of G groups holds
+    :return: (G, count); a group without layers has the exponent 0
+    """
+    matrix = np.zeros((len(held), count))
+    total = sum(map(len, held))
+    for row, own in zip(matrix, held, strict=True):
+        row[list(own)] = 1.0 / max(len(own), 1)
+    share = np.bincount([layer for own in held for layer in own], minlength=count)[:count] / max(total, 1)
+    matrix[[bool(own) for own in held]] -= share
+    return matrix
+
+
+def initial_rate(rate: Any, config: DecisionConfig) -> float:
+    """Return a group's initial rate as a float.
+
+    :raises InvalidSettingError: if it is not a positive number within the bounds
+    """
+    if isinstance(rate, Tensor):
+        rate = float(rate)
+    require_positive("the initial learning rate", rate)
+    if not config.min_lr <= rate <= config.max_lr:
+        raise InvalidSettingError(
+            f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
+            f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
+        )
+    return rate

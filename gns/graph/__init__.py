@@ -1,0 +1,1 @@
+"""The layer graph of any ``nn.Module``."""

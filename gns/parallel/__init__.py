@@ -1,0 +1,1 @@
+"""Training runs spread over several processes."""

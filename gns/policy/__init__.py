@@ -1,0 +1,1 @@
+"""The graph network of a policy, and the file it is kept in."""

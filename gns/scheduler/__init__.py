@@ -1,0 +1,1 @@
+"""A policy in a training loop, where ``CosineAnnealingLR`` stood."""

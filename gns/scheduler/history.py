@@ -1,0 +1,196 @@
+"""What a scheduler remembers of its decisions, and the figures that pictures of it are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gns.deciding.config import DecisionConfig
+from gns.deciding.rate_control import RateControl
+from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
+from gns.features.schemas import get_schema
+from gns.graph.layer_graph import LayerGraph
+
+# Features of layers that are no plain numbers: what they are read as, and the factor and shift that lead there.
+READABLE: dict[str, tuple[str, float, float]] = {
+    "log_weight_rms": ("rms weight, log10", 1.0, -1.0),
+    "log_gradient_rms": ("rms gradient, log10", 2.0, -3.0),
+    "gradient_momentum_agreement": ("cosine of gradient and momentum", 1.0, 0.0),
+    "log_gradient_signal_to_noise": ("signal over noise of the gradient, log10", 1.0, -1.0),
+    "log_update_over_weight": ("update over weight, log10", 1.5, -3.0),
+    "log_size": ("parameters, log10", 2.0, 3.0),
+    "depth": ("depth", 0.5, 0.5),
+}
+KINDS = ("rates", "layers", "graph")
+DEFAULT_FEATURE = "log_update_over_weight"
+POINTS = 10_000  # of a rate path
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """One decision, or one rollback of the guard.
+
+    :param update: updates done before it
+    :param learning_rate: rate of the first parameter group for the coming update; in action mode ``per-layer`` without
+        the group's multiplier
+    :param multiplier: factor it put on the scale of the rates
+    :param action: what the policy answered for all layers, in [-1, 1]; None at a rollback, where no policy is asked
+    :param features: global features that the policy saw, by name; at a rollback those of the undone interval
+    :param rollback: whether the guard took the run back here
+    :param finite: whether losses, gradients, parameters and optimizer state were all finite
+    :param scale: factor on the initial rates, before the profile, from here on; None where it was not recorded
+    :param loss: mean loss of the updates since the record before; None where there were none, or it is not finite
+    """
+
+    update: int
+    learning_rate: float
+    multiplier: float
+    action: float | None
+    features: dict[str, float]
+    rollback: bool = False
+    finite: bool = True
+    scale: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """The decisions of one run, with what is needed to draw them; see :meth:`gns.GNSScheduler.run_history`.
+
+    :param budget: number of updates T of the run
+    :param decision: how actions became rates
+    :param initial_lrs: initial rate of each parameter group
+    :param records: decisions and rollbacks in the order they were made
+    :param graph: layer graph of the model; None if it is not known yet
+    :param layers: node features at a record, float32 (L, F), by its number; empty where none were recorded
+    """
+
+    budget: int
+    decision: DecisionConfig
+    initial_lrs: tuple[float, ...]
+    records: tuple[DecisionRecord, ...]
+    graph: LayerGraph | None = None
+    layers: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ figures
+
+    def rate_path(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return updates from the first record on and the rate of each, to the last bit those that were applied.
+
+        In action mode ``per-layer`` these are the shared rates, without the multipliers of groups.
+
+        Every update, or of a run of more than :data:`POINTS` some of each interval, its first and last among them.
+
+        :return: int (n,), numbers of updates, and float (n,), rates of the first parameter group; up to the end of the
+            last interval, whether its updates were made yet or not
+        :raises OutOfOrderError: if nothing is recorded
+        """
+        self.require_records()
+        control = RateControl(self.budget, self.decision, list(self.initial_lrs))
+        memory = control.state_dict()["memory"]
+        share = max(2, POINTS // len(self.records))
+        updates, rates = [], []
+        for number, record in enumerate(self.records):
+            last = number + 1 == len(self.records)
+            end = min(record.update + control.interval, self.budget) if last else self.records[number + 1].update
+            count = max(end - record.update, 0)
+            for update in np.unique(
+                np.linspace(record.update, end - 1, min(count, share)).round().astype(int)
+            ).tolist():
+                rate = record.learning_rate
+                if record.scale is not None:
+                    own = memory | {"update": update, "scale": record.scale}
+                    control.load_state_dict({"memory": own, "initial_lrs": self.initial_lrs})
+                    rate = control.learning_rate
+                updates.append(update)
+                rates.append(rate)
+        return np.array(updates, dtype=np.int64), np.array(rates)
+
+    def losses(self) -> list[tuple[int, int, float]]:
+        """Return the mean training loss of each interval that is known: its first update, the one after it, the loss.
+
+        That of the interval under way, and of the last one, is read at the next decision and so is not among them.
+        """
+        starts = [0, *(record.update for record in self.records[:-1])]
+        pairs = zip(starts, self.records, strict=True)
+        return [(start, r.update, r.loss) for start, r in pairs if r.loss is not None and r.update > start]
+
+    def layer_values(self, feature: str = DEFAULT_FEATURE) -> tuple[np.ndarray, np.ndarray]:
+        """Return a feature of every layer over time, as it is read (:data:`READABLE`).
+
+        :return: int (n,), updates done at each record that has features of layers, rollbacks left out, and float
+            (L, n)
+        :raises OutOfOrderError: if nothing is recorded
+        :raises InvalidSettingError: if no features of layers were recorded
+        :raises UnknownNameError: if there is no such feature
+        """
+        self.require_records()
+        names = get_schema(self.decision.features).node
+        if feature not in names:
+            raise UnknownNameError("feature of layers", feature, names)
+        numbers = [n for n in sorted(self.layers) if not self.records[n].rollback]
+        if self.graph is None or not numbers:
+            raise InvalidSettingError(
+                "No features of layers were recorded, which pictures of layers need; make the scheduler with "
+                "GNSScheduler(..., record_layers=True)."
+            )
+        _, factor, shift = READABLE.get(feature, (feature, 1.0, 0.0))
+        column = names.index(feature)
+        values = np.stack([self.layers[n][:, column].astype(np.float64) for n in numbers], axis=1)
+        return np.array([self.records[n].update for n in numbers]), factor * values + shift
+
+    def require_records(self) -> None:
+        """Pass a history that has records.
+
+        :raises OutOfOrderError: if it is empty
+        """
+        if not self.records:
+            raise OutOfOrderError(
+                "The history is empty: no decision was taken yet. Train first; the first is taken in the first "
+                "optimizer.step()."
+            )
+
+    # ------------------------------------------------------------------ pictures and files
+
+    def plot(
+        self, path: str | Path | None = None, kind: str = "rates", feature: str = DEFAULT_FEATURE, decision: int = -1
+    ) -> Any:
+        """Draw the run, see :mod:`gns.tools.history_pictures`; return the matplotlib figure.
+
+        :param path: file to write the picture to, in the format that its name ends with; None: none
+        :param kind: ``"rates"``: rate over updates with decisions and rollbacks, and losses below it. ``"layers"``: a
+            heat map of a feature of every layer over time. ``"graph"``: the layer graph coloured by a feature at one
+            decision. The last two need a scheduler with ``record_layers=True``
+        :param feature: of layers, see :data:`gns.features.schemas.SCHEMAS`
+        :param decision: number of the decision among those recorded, from 0; negative from the end
+        :raises OutOfOrderError: if nothing is recorded
+        :raises InvalidSettingError: if no features of layers were recorded, there is no such decision, or the file
+            cannot be written
+        :raises UnknownNameError: if there is no such kind or feature
+        """
+        from gns.tools import history_pictures
+
+        if kind not in KINDS:
+            raise UnknownNameError("kind of picture", kind, KINDS)
+        if kind == "rates":
+            return history_pictures.draw_rates(self, path)
+        if kind == "layers":
+            return history_pictures.draw_layers(self, path, feature)
+        return history_pictures.draw_graph(self, path, feature, decision)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, see :func:`gns.tools.history_files.save_history`; return the file."""
+        from gns.tools.history_files import save_history
+
+        return save_history(self, path)
+
+
+def mean_loss(losses: np.ndarray) -> float | None:
+    """Return the mean of losses; None where there are none, or it is not finite."""
+    mean = float(losses.mean()) if losses.size else math.nan
+    return mean if math.isfinite(mean) else None

@@ -1,0 +1,67 @@
+"""The policy that a scheduler asks: the bundled one, a folder, a Hub id, or one in memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from gns.errors import InvalidSettingError, PolicyFormatError
+from gns.features.schemas import get_schema
+from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE, GNSPolicy
+
+_logger = logging.getLogger(__name__)
+BUNDLED = Path(__file__).parents[1] / "pretrained"
+
+
+def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
+    """Return a policy of its own, on the CPU and frozen. The random numbers of the caller stay as they are.
+
+    :param policy: folder or Hub id, a policy (which is copied), or None for the bundled one
+    :raises PolicyFormatError: if there is no such policy, it is damaged, or its features need validation
+    :raises InvalidSettingError: if it is none of these kinds
+    """
+    if policy is None:
+        if not (BUNDLED / CONFIG_FILE).is_file():
+            raise PolicyFormatError(
+                "No policy was given, and this version of gns bundles none. Pass policy=, the folder or Hub id of a "
+                "trained policy (train_agent.py writes such a folder)."
+            )
+        policy = BUNDLED
+        _logger.warning("The bundled policy decides; what it was trained on, and where it fails: %s/README.md", BUNDLED)
+    if isinstance(policy, GNSPolicy):
+        found = copy.deepcopy(policy)
+    elif isinstance(policy, str | Path) and str(policy):
+        if os.path.isfile(policy):  # False where a name is too long for one
+            raise PolicyFormatError(
+                f"{policy} is a file; expected the folder of a policy, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a "
+                "Hub id. Pickled checkpoints are not read."
+            )
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # a new network draws its initial weights
+            found = GNSPolicy.from_pretrained(policy)
+    else:
+        raise InvalidSettingError(f"policy is {policy!r}; expected a folder, a Hub id or a GNSPolicy.")
+    features = found.config.decision.features
+    if get_schema(features).needs_validation:
+        raise PolicyFormatError(
+            f"The policy reads features {features!r}, which need a pass over held-out data at every decision; a "
+            "scheduler has no such data. Use a policy of schema 'gns-1', or evaluate.py for this one."
+        )
+    return found.cpu().eval().requires_grad_(False)
+
+
+def fingerprint(policy: GNSPolicy) -> str:
+    """Return a digest of a policy's settings and weights: equal for policies that decide alike."""
+    config = policy.to_dict()
+    if not policy.config.decision.per_layer:  # digests are those of versions without that mode
+        del config["network"]["per_layer"], config["decision"]["layer_base"]
+    digest = hashlib.sha256(json.dumps([config["network"], config["decision"]], sort_keys=True).encode())
+    for name, value in sorted(policy.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,275 @@
+"""The decisions of a scheduler: what policy and guard do to its training run, and what is remembered of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gns.deciding.decision import DecisionConfig, DecisionCore
+from gns.deciding.guard import GuardConfig, Snapshot
+from gns.errors import LayerGraphError
+from gns.features.moments import group_of_each
+from gns.features.schemas import get_schema
+from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
+from gns.parallel.distributed import group_of_run, ranks_of
+from gns.policy.artefact import GNSPolicy
+from gns.scheduler.history import DecisionRecord, mean_loss
+from gns.scheduler.hooks import graph_of_forward, is_lightning
+from gns.scheduler.policy_source import fingerprint
+from gns.scheduler.state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_logger = logging.getLogger("gns.scheduler.scheduler")  # the name that its users know
+
+
+class ScheduledRun:
+    """One training run: its layer graph and, from the first update on, its decision core, asked and watched over.
+
+    It knows nothing of the training loop: :class:`gns.scheduler.scheduler.GNSScheduler` sees that and says when.
+
+    :param model: the model being trained
+    :param budget: number of updates T
+    :param policy: asked at every decision
+    :param decision: how its actions become rates
+    :param guard: when the run is taken back; None: never
+    :param graph: layer graph of the model; None: to be taken from an output or a loss
+    :param process_group: as a scheduler is given it
+    :param record_layers: whether to keep the features of every layer at every decision
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: int,
+        policy: GNSPolicy,
+        decision: DecisionConfig,
+        guard: GuardConfig | None,
+        graph: LayerGraph | None,
+        process_group: ProcessGroup | bool | None,
+        record_layers: bool = False,
+    ) -> None:
+        self.model, self.budget, self.policy, self.decision = model, budget, policy, decision
+        self.guard, self.graph = guard, graph
+        self.process_group: Any = process_group
+        self.history: list[DecisionRecord] = []
+        self.record_layers = record_layers
+        self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
+        self.rollbacks = 0
+        self.core: DecisionCore | None = None  # made at the first update, once the layer graph is known
+        self._core_state: dict[str, Any] | None = None  # what it goes on from
+        self._snapshot: Snapshot  # made with the core, where there is a guard
+        self._graph_problem: LayerGraphError | None = None
+        self._logged: set[str] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether its first update came, here or before it was resumed."""
+        return self.core is not None or self._core_state is not None
+
+    # ------------------------------------------------------------------ its beginning
+
+    def take_graph_of_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take the layer graph from what the model returned for these arguments, if it is unknown."""
+        if self.graph is None:
+            try:
+                self.graph = graph_of_forward(self.model, args, kwargs, output)
+            except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
+                self._graph_problem = problem
+
+    def take_graph_of_loss(self, loss: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Take the layer graph from a loss, if it is unknown and the loss came from parameters of the optimizer."""
+        if self.graph is not None or not isinstance(loss, Tensor) or loss.grad_fn is None:
+            return
+        try:
+            graph = layer_graph(self.model, loss)
+        except LayerGraphError as problem:
+            self._graph_problem = problem
+            return
+        if max(group_of_each(optimizer, [p for layer in graph.bind(self.model) for p in layer])) >= 0:
+            self.graph = graph  # else it is the loss of another optimizer
+
+    def begin(self, optimizer: torch.optim.Optimizer, initial_lrs: list[float | Tensor], updates: int) -> DecisionCore:
+        """Make the decision core, as all ranks agree on it, and the guard's snapshot; return the core.
+
+        :param optimizer: the optimizer of the run
+        :param initial_lrs: initial rate of each parameter group
+        :param updates: updates done so far
+        :raises LayerGraphError: if no layer graph is known
+        :raises RanksDisagreeError: if ranks were given different runs
+        """
+        group = group_of_run(self.process_group)
+        if group is not None:
+            given = {
+                "total_steps": self.budget,
+                "the number of updates done": updates,
+                "the policy's digest": fingerprint(self.policy),
+                "the decision config": asdict(self.decision),
+                "guard": self.guard and asdict(replace(self.guard, folder=None)),  # which may be each machine's own
+            }
+            self.graph = graph_of_first_rank(self.graph, self.model, given, group)
+        if self.graph is None:
+            seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
+            if is_lightning(self.model):
+                seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
+            raise LayerGraphError(
+                f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
+                f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
+                "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
+            ) from self._graph_problem
+        core = make_core(
+            self.model,
+            optimizer,
+            self.graph,
+            self.budget,
+            self.decision,
+            initial_lrs,
+            self._core_state,
+            updates,
+            group,
+        )
+        self._core_state = None
+        if self.decision.per_layer and len(optimizer.param_groups) == 1:
+            _logger.warning(
+                "The policy has a multiplier for each layer's rate and the optimizer one parameter group, which gets "
+                "the shared rate. Make the optimizer on gns.parameter_groups(model)."
+            )
+        if self.guard is not None:
+            self._snapshot = Snapshot(unwrap(self.model), optimizer, self.guard.folder)
+            if core.update:
+                self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
+        self.core = core
+        return core
+
+    # ------------------------------------------------------------------ its decisions
+
+    def decide(self, core: DecisionCore) -> bool:
+        """Take the decision that is due, on the pending gradients, which are unscaled.
+
+        :param core: its decision core
+        :return: False if the run was taken back instead, and the coming update is to be left out
+        """
+        observation = core.observe()
+        names = get_schema(self.decision.features).globals
+        features = dict(zip(names, observation.globals.tolist(), strict=True))
+        if self.guard is not None:
+            if core.update == 0 or not core.diverged(self.guard.loss_multiple):
+                self._snapshot.take(core.steps)
+            elif self._roll_back(core, self.guard, features, observation.nodes):
+                return False
+        if not core.statistics.finite and "finite" not in self._logged:
+            self._logged.add("finite")
+            _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
+        with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
+            action = self.policy.act(observation)
+        multiplier = core.decide(action)
+        self._record(core, multiplier, float(np.ravel(action)[0]), features, observation.nodes)
+        return True
+
+    def check_end(self, core: DecisionCore) -> None:
+        """Take the run back, once its budget is spent, if its last interval went wrong."""
+        if self.guard is not None:
+            nodes = core.observe().nodes
+            if core.diverged(self.guard.loss_multiple):
+                self._roll_back(core, self.guard, {}, nodes)
+
+    def _roll_back(self, core: DecisionCore, guard: GuardConfig, features: dict[str, float], nodes: np.ndarray) -> bool:
+        """Put back the last good snapshot and cut the rate; return False once that was done as often as allowed."""
+        if self.rollbacks >= guard.max_rollbacks:
+            if "lost" not in self._logged:
+                self._logged.add("lost")
+                _logger.error(
+                    "The run diverged at update %d after %d rollbacks; it is not taken back any more.",
+                    core.update,
+                    self.rollbacks,
+                )
+            return False
+        self.rollbacks += 1
+        self._snapshot.restore()
+        core.roll_back(guard.cut, self._snapshot.steps)
+        held = (parameter for group in core.optimizer.param_groups for parameter in group["params"])
+        for parameter in (*core.model.parameters(), *held):
+            parameter.grad = None  # it belongs to the state that was undone; an optimizer skips what has no gradient
+        self._record(core, guard.cut, None, features, nodes, rollback=True)
+        _logger.warning(
+            "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback %d "
+            "of %d).",
+            core.update,
+            core.budget,
+            self._snapshot.steps,
+            guard.cut,
+            self.rollbacks,
+            guard.max_rollbacks,
+        )
+        return True
+
+    def _record(
+        self,
+        core: DecisionCore,
+        multiplier: float,
+        action: float | None,
+        features: dict[str, float],
+        nodes: np.ndarray,
+        rollback: bool = False,
+    ) -> None:
+        finite, loss = bool(core.statistics.finite), mean_loss(core.statistics.losses)
+        rate, scale = core.learning_rate, core.memory.scale
+        record = DecisionRecord(core.update, rate, multiplier, action, features, rollback, finite, scale, loss)
+        if self.record_layers:
+            self.layers[len(self.history)] = nodes.copy()
+        self.history.append(record)
+        _logger.debug("%s", record)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a scheduler's state dict has of its run: of the policy a digest, no guard and no snapshot."""
+        return {
+            "budget": self.budget,
+            "policy": fingerprint(self.policy),
+            "decision": asdict(self.decision),
+            "graph": None if self.graph is None else plain_graph(self.graph),
+            "core": self._state_of_core(),
+            "history": [asdict(record) for record in self.history],
+            "layers": [[number, torch.from_numpy(nodes.copy())] for number, nodes in self.layers.items()],
+            "rollbacks": self.rollbacks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a scheduler's state dict of the same policy; its budget, bounds and graph take these' place."""
+        if state["graph"] is not None:
+            self.graph = graph_from_plain(state["graph"])
+            self.graph.bind(self.model)
+        self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
+        self.history = [DecisionRecord(**record) for record in state["history"]]
+        self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
+        self.rollbacks = state["rollbacks"]
+        self.core, self._core_state = None, on_device_of(self.model, state["core"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made anew; the core is kept as its state."""
+        own = {name: value for name, value in vars(self).items() if name != "_snapshot"}
+        ranks = ranks_of(self.process_group)  # a group itself is of this process only
+        core = self._state_of_core()
+        return own | {"core": None, "_core_state": core, "_graph_problem": None, "process_group": ranks}
+
+    def _state_of_core(self) -> dict[str, Any] | None:
+        return self.core.state_dict() if self.core is not None else self._core_state
+
+
+def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Pass an optimizer that holds trainable parameters of the model.
+
+    :raises LayerGraphError: on one that holds none
+    """
+    if all(group < 0 for group in group_of_each(optimizer, list(trainable_parameters(model).values()))):
+        raise LayerGraphError(
+            f"The optimizer holds none of the trainable parameters of {type(unwrap(model)).__name__}. Expected an "
+            "optimizer built on this model's parameters; pass the model that the optimizer trains."
+        )

@@ -1,0 +1,338 @@
+"""A learned policy where ``CosineAnnealingLR`` stood."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from gns.deciding.decision import DecisionConfig
+from gns.deciding.guard import GuardConfig
+from gns.deciding.rate_control import initial_rate
+from gns.errors import InvalidSettingError, OutOfOrderError, require_count
+from gns.graph.layer_graph import LayerGraph, unwrap
+from gns.parallel.distributed import require_group
+from gns.policy.artefact import GNSPolicy
+from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
+from gns.scheduler.hooks import attach, is_share, left_out, loss_in, unscale, with_closure_done, without_gradient
+from gns.scheduler.losses import Losses, scalar
+from gns.scheduler.policy_source import frozen_policy
+from gns.scheduler.run import ScheduledRun, require_that_it_trains
+from gns.scheduler.state import require_state_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def _of_run(name: str) -> Any:
+    """Return an attribute that a scheduler has from its run: it is read, and set, there."""
+    return property(lambda self: getattr(self._run, name), lambda self, value: setattr(self._run, name, value))
+
+
+class GNSScheduler(LRScheduler):
+    """Sets the rates of a training run by a pretrained policy; stands where ``CosineAnnealingLR`` stood::
+
+        scheduler = GNSScheduler(optimizer, model, total_steps=10_000, policy="folder or Hub id")
+        ...
+        loss.backward(); optimizer.step(); scheduler.step(loss)
+
+    It decides in a hook of ``optimizer.step``, on the gradient as it is then (accumulated, clipped, unscaled), before
+    the update is applied; an update counts once it was made and :meth:`step` was called after it. Thus a step that a
+    ``GradScaler`` leaves out, or a second call of :meth:`step`, counts as nothing. The first parameter group has rate
+    :meth:`get_last_lr` ``[0]``, that of the last update made; groups keep their ratios, but for a policy of action mode
+    ``per-layer``, see :func:`gns.parameter_groups`. Past ``total_steps`` updates the last rate stays.
+
+    The loss comes from ``step(loss)``; where a framework calls ``step()``, it is the mean of what :meth:`report_loss`
+    was given since the last step, else what the optimizer's closure returned, else the mean ``.loss`` of the model's
+    outputs since (their sum, where the model was told ``num_items_in_batch``). It is not copied to the host but with
+    everything else at a decision, the only wait for the device that is added (a fused optimizer under a ``GradScaler``
+    apart: whether it makes an update is read each time).
+
+    The layer graph is taken from the output of the model's first forward pass with gradients.
+
+    Where several processes train the model, all take the same decisions: see ``docs/distributed.md``.
+
+    :param optimizer: its rates now, or ``initial_lr`` where a group has it, are the initial ones
+    :param model: the model it trains; best as it is called, compiled or not
+    :param total_steps: number of updates T of the run
+    :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the bundled one
+    :param min_lr: lowest rate of any group; None: the policy's
+    :param max_lr: highest rate of any group; None: the policy's
+    :param guard: when to take the run back after a divergence; None: never. See ``docs/scheduler.md``
+    :param last_epoch: index of the last update when a run is resumed without a state dict, see PyTorch: the run is
+        taken to have made ``last_epoch + 1`` updates and to stand at the optimizer's rates; losses are unknown
+    :param graph: layer graph of the model, where it cannot be taken from the output
+    :param process_group: ranks that train this model together; None: all of ``torch.distributed``, if it is in use by
+        the first update; False: this process decides alone
+    :param record_layers: keep the features of every layer at every decision for :meth:`plot`: 4 bytes a layer, feature
+        and decision. Changes no rate
+    :raises InvalidSettingError: on a value outside its domain, or fewer updates than the policy takes decisions
+    :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
+    :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
+    """
+
+    model: nn.Module = _of_run("model")
+    # Not total_steps: by that name Accelerate stops stepping early when it accumulates.
+    budget: int = _of_run("budget")
+    policy: GNSPolicy = _of_run("policy")
+    decision: DecisionConfig = _of_run("decision")
+    guard: GuardConfig | None = _of_run("guard")
+    graph: LayerGraph | None = _of_run("graph")
+    process_group: Any = _of_run("process_group")
+    history: list[DecisionRecord] = _of_run("history")
+    rollbacks: int = _of_run("rollbacks")
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        total_steps: int,
+        policy: str | Path | GNSPolicy | None = None,
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        guard: GuardConfig | None = None,
+        last_epoch: int = -1,
+        graph: LayerGraph | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
+        record_layers: bool = False,
+    ) -> None:
+        for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
+            if not isinstance(given, kind):
+                raise InvalidSettingError(
+                    f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
+                    "GNSScheduler(optimizer, model, total_steps=...)."
+                )
+        require_count("total_steps", total_steps)
+        require_group(process_group)
+        policy = frozen_policy(policy)
+        trained = policy.config.decision
+        decision = replace(
+            trained,
+            min_lr=trained.min_lr if min_lr is None else min_lr,
+            max_lr=trained.max_lr if max_lr is None else max_lr,
+        )
+        decision.interval(int(total_steps))
+        require_that_it_trains(optimizer, model)
+        if graph is not None:
+            graph.bind(model)
+        guard = guard if guard is not None and guard.enabled else None
+        self._run = ScheduledRun(model, int(total_steps), policy, decision, guard, graph, process_group, record_layers)
+        self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
+        self._losses = Losses()
+        self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
+        self._warned: set[str] = set()
+        super().__init__(optimizer, last_epoch)
+        for group in optimizer.param_groups:
+            initial_rate(group["initial_lr"], decision)
+        self._remove = attach(self, optimizer, model)
+
+    # ------------------------------------------------------------------ what a training loop calls
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Count the update just made. Without an update since the last call, do nothing.
+
+        :param loss: loss of that update: a tensor of one element, best still on its device, or a float
+        :raises InvalidSettingError: if the loss is of another kind; an epoch, as PyTorch's schedulers take, is refused
+        :raises OutOfOrderError: if no loss is given and none came in any other way
+        """
+        if self._step_count == 0:  # PyTorch's own call, as the scheduler is made
+            self._step_count = 1
+            self._update_lr()
+            return
+        given = None if loss is None else scalar(loss)
+        if not self._pending:
+            if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
+                self._warn(
+                    "scheduler.step() came before any optimizer.step(), and counts as nothing. Call it after "
+                    "optimizer.step(); if a GradScaler left that one out, all is well.",
+                    stacklevel=3,
+                )
+            self._losses.clear()
+            return
+        given = self._losses.of_update() if given is None else given
+        if given is None:
+            raise OutOfOrderError(
+                "No loss is known for the last update: step() was given none, report_loss() was not called, and "
+                f"{type(unwrap(self.model)).__name__} returned none under the name 'loss'. Call scheduler.step(loss), "
+                "or scheduler.report_loss(loss) before a framework calls scheduler.step()."
+            )
+        core = self._run.core
+        assert core is not None
+        core.after_update(given)
+        self._pending = False
+        self._losses.clear()
+        self._step_count += 1
+        self.last_epoch += 1
+        if core.finished:
+            self._run.check_end(core)
+
+    def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
+        """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
+
+        From one that is not detached the layer graph is taken, if no output of the model gave it; its backward pass may
+        be done.
+
+        :param share: of several between two updates, as under gradient accumulation, whether their sum is the loss of
+            the update, as where each was divided by the number of parts or of items; otherwise their mean is
+        :raises InvalidSettingError: if it is neither a tensor of one element nor a float; at :meth:`step`, if only some
+            since the last were shares
+        """
+        self._run.take_graph_of_loss(loss, self.optimizer)
+        self._add_loss("reported", loss, share)
+
+    def forget_losses(self) -> None:
+        """Forget losses told since the last step: where a framework drops an update and then does not call it."""
+        self._losses.clear()
+
+    def run_history(self) -> RunHistory:
+        """Return the decisions so far with all that is needed to draw or keep them."""
+        rates = tuple(float(rate) for rate in self.base_lrs)
+        records, layers = tuple(self.history), dict(self._run.layers)
+        return RunHistory(self.budget, self.decision, rates, records, self.graph, layers)
+
+    def plot(
+        self, path: str | Path | None = None, kind: str = "rates", feature: str = DEFAULT_FEATURE, decision: int = -1
+    ) -> Any:
+        """Draw the run so far, see :meth:`gns.scheduler.history.RunHistory.plot`; returns a matplotlib figure."""
+        return self.run_history().plot(path, kind, feature, decision)
+
+    def save_history(self, path: str | Path) -> Path:
+        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, see :mod:`gns.tools.history_files`."""
+        return self.run_history().save(path)
+
+    def remove(self) -> None:
+        """Take all hooks off optimizer and model; the rates stay. With the scheduler's end they go by themselves."""
+        self._remove()
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rates as they stand; for PyTorch's machinery, see :meth:`get_last_lr`."""
+        rates = self.base_lrs if self._at_start else [group["lr"] for group in self.optimizer.param_groups]
+        return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+
+    # ------------------------------------------------------------------ what the hooks call
+
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Set the rates of the coming update, with a decision if one is due.
+
+        :param optimizer: the one that is stepped, which may stand inside a wrapper that was given
+        :return: the arguments that its step is to have in place of these
+        """
+        self._applying = False
+        if self.last_epoch < 0 or self.last_epoch >= self.budget:
+            return None  # another scheduler's turn, or the end
+        if self._pending:
+            if self.last_epoch + 1 < self.budget:  # else another scheduler may have taken over
+                self._warn(
+                    "optimizer.step() came twice with no scheduler.step() between; the rates stay as they are until it "
+                    "is called. Call it after every optimizer.step(), not once an epoch.",
+                    stacklevel=6,  # through hook, optimizer and PyTorch's watch over the order of calls
+                )
+            return None
+        count, before = len(self.optimizer.param_groups), len(self.base_lrs)
+        if count != before:
+            raise InvalidSettingError(
+                f"The optimizer has {count} parameter groups and had {before} as its scheduler was made; expected as "
+                "many. Add groups first, or make a new scheduler afterwards."
+            )
+        args, kwargs, loss = with_closure_done(args, kwargs)
+        if isinstance(loss, Tensor | float):
+            self._add_loss("closure", loss)
+        if without_gradient(optimizer):
+            return args, kwargs
+        core = self._run.core or self._run.begin(self.optimizer, self.base_lrs, self.last_epoch)
+        if left_out(optimizer):
+            return args, kwargs
+        if core.decision_due:
+            unscale(optimizer)
+            if not self._run.decide(core):
+                return args, kwargs
+        core.before_update()
+        self._note_rates()
+        self._applying = True
+        return args, kwargs
+
+    def _after_optimizer_step(self) -> None:
+        self._pending = self._pending or self._applying
+        self._applying = False
+
+    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take the graph from the first output, and the loss from those that have one."""
+        self._run.take_graph_of_forward(args, kwargs, output)
+        loss = loss_in(output)
+        if loss is not None:
+            loss, share = loss.detach().mean(), is_share(kwargs)
+            self._add_loss("output", loss * self.shared_by if share and self.shared_by > 1 else loss, share)
+
+    def _begin_at_rates_found(self) -> None:
+        """Begin at the rates that the optimizer has by now, if no update was made; for frameworks that look for one."""
+        if not self._at_start:
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            initial_rate(rate, self.decision)
+            group["initial_lr"] = rate.clone() if isinstance(rate, Tensor) else rate
+        self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self._note_rates()
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the run needs to go on exactly: numbers, text and small tensors, no pickled object.
+
+        Not in it: the policy (but a digest of it), the guard, and its snapshot, which is taken anew when a run goes on.
+        """
+        return {
+            "last_epoch": self.last_epoch,
+            "base_lrs": list(self.base_lrs),
+            **self._run.state_dict(),
+            "_pending": self._pending,
+            "_step_count": self._step_count,
+            "_last_lr": list(self._last_lr),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, whose budget, bounds and layer graph take the place of those given.
+
+        :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
+        """
+        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups))
+        self._run.load_state_dict(state_dict)
+        self._applying = False
+        self._losses.clear()
+        own = vars(self)
+        own.update({name: value for name, value in state_dict.items() if name in own})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_remove"} | {"_run": copy.copy(self._run)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remove = attach(self, self.optimizer, self.model)
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _at_start(self) -> bool:
+        return self.last_epoch == 0 and not self._run.begun
+
+    def _add_loss(self, source: str, loss: Tensor | float, share: bool = False) -> None:
+        if self.last_epoch >= 0:  # else a warm-up's
+            self._losses.add(source, loss, share)
+
+    def _note_rates(self) -> None:
+        rates = (group["lr"] for group in self.optimizer.param_groups)
+        self._last_lr = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+
+    def _warn(self, message: str, stacklevel: int) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)

@@ -1,0 +1,1 @@
+"""Fixed schedules: shapes of the rate over progress."""

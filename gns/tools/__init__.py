@@ -1,0 +1,1 @@
+"""``python -m gns``: what a policy, a plan or a finished run is, told and drawn."""
