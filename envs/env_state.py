@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
+from envs.rewards import Evaluation
 from envs.training_run import Position
 from gns.deciding.decision import DecisionCore
 from gns.deciding.guard import Snapshot
@@ -43,7 +44,7 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
             "rates": env.rates,
             "rollbacks": env.rollbacks,
             "evaluations": env.evaluations,
-            "evaluated": env._evaluated,
+            "evaluated": tuple(env._evaluated),
             "predictions": env._predictions,
             "validation": None if env._validation is None else vars(env._validation),
         }
@@ -86,7 +87,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
             "_graphs": graphs,
             "_snapshot": snapshot,
             "_position": position,
-            "_evaluated": tuple(state["evaluated"]),
+            "_evaluated": Evaluation(*state["evaluated"]),
             "_predictions": None if state["predictions"] is None else state["predictions"].to(run.device),
             "_validation": validation,
         }

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from agents.controllers import ScheduleController, make_controller
+from agents.controllers.acting import Acting
 from agents.controllers.plateau import PlateauController
 from agents.controllers.policy import PolicyController
 from envs import EnvConfig, LearningRateEnv, PadGraph
@@ -47,6 +48,25 @@ def test_the_rate_is_the_schedules_at_every_decision(profile, mode):
     assert rates[:: BUDGET // DECISIONS] == pytest.approx(wanted, rel=1e-4)
     if mode in ("recursive", "gns-paper"):  # constant in between
         assert all(len(set(rates[t : t + 5])) == 1 for t in range(0, BUDGET, 5))
+
+
+@pytest.mark.parametrize("decide_first", [True, False])
+@pytest.mark.parametrize("mode", ["recursive", "profile", "anchored", "gns-paper"])
+def test_the_first_decision_reaches_what_is_wanted_with_its_own_range(mode, decide_first):
+    """The wanted rate is a tenth of the initial one at first, and the range of the first decision two decades."""
+    decision = DecisionConfig(mode, first_base=100.0, decide_first=decide_first, strength=4.0)
+    shares = iter([0.1, 0.2, 0.15, 0.3, *[0.25] * DECISIONS])
+    wanted = []
+
+    def target(view, memory):
+        wanted.append(view.initial * next(shares))
+        return wanted[-1]
+
+    _, rates = play(Acting(decision, target), environment(decision), budget=BUDGET)
+    if not decide_first:
+        wanted[0] = INITIAL
+    decided = rates[:: BUDGET // DECISIONS]
+    assert decided == pytest.approx(wanted, rel=1e-3)
 
 
 def test_the_environments_own_profile_is_followed_at_every_update():

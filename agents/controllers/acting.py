@@ -21,7 +21,6 @@ from gns.errors import InvalidSettingError
 from gns.features.schemas import get_schema
 from gns.policy.artefact import GNSPolicy
 from gns.policy.network import GraphBatch
-from gns.schedules.profiles import get_profile
 
 State = tuple[dict[str, Any], ...]
 _NEEDED = ("log_learning_rate", "log_loss", "progress", "rolled_back", "no_loss")
@@ -44,8 +43,8 @@ class View:
 class Acting:
     """A rule for the rate, turned into actions.
 
-    The rate is the rule's at every decision; in between it follows the environment's own profile. In mode
-    ``recursive`` it is constant there; a rule that is itself the environment's profile is followed exactly.
+    The rate is the rule's at every decision, as far as actions reach; in between it follows the environment's own
+    profile, or is constant in modes without one. A rule that is itself the environment's profile is followed exactly.
 
     :param decision: how the environment turns actions into rates
     :param target: rate wanted at a decision, from a view and a dictionary in which the rule may remember things
@@ -62,8 +61,7 @@ class Acting:
         self._decision, self._target = decision, target
         self._width = 2 + len(schema.node)
         self._columns = {name: schema.globals.index(name) for name in _NEEDED}
-        constant = decision.mode in ("recursive", "gns-paper")
-        self._profile = get_profile("constant" if constant else decision.profile)
+        self._profile = decision.action_mode.profile(decision)
 
     def predict(
         self,
@@ -95,27 +93,21 @@ class Acting:
         progress = min(max((values["progress"] + 1.0) / 2.0, 0.0), 1.0)
         rate = 10.0 ** (2.0 * values["log_learning_rate"] - 3.0)
         shape = self._profile(progress)
+        if shape == 0.0:  # no action makes a difference: the budget is spent
+            return 0.0
+        level = rate / shape
         if not memory:
-            memory["initial"] = rate / shape
-        elif values["rolled_back"] > 0.5 and shape > 0.0:
-            memory["initial"] *= rate / shape / memory["level"]
+            memory |= {"initial": level, "decided_at": -1}  # of the decision before: it counts which is the first
+        elif values["rolled_back"] > 0.5:
+            memory["initial"] *= level / memory["level"]
         loss = None if values["no_loss"] > 0.5 else math.exp(2.0 * values["log_loss"])
-        target = self._target(View(progress, memory["initial"], loss), memory)
-        action, multiplier = self._action(target / rate, target / (memory["initial"] * shape) if shape > 0.0 else 1.0)
-        memory["level"] = rate / shape * multiplier if shape > 0.0 else memory["initial"]
+        wanted = self._target(View(progress, memory["initial"], loss), memory) / shape
+        decision, mode, decided_at = self._decision, self._decision.action_mode, memory["decided_at"]
+        before = memory["initial"] if mode.from_initial else level
+        action = mode.action(wanted / before, decision, decided_at)
+        memory["level"] = before * mode.multiplier(action, decision, decided_at)
+        memory["decided_at"] = decided_at + 1
         return action
-
-    def _action(self, ratio: float, over_profile: float) -> tuple[float, float]:
-        """Return the action that multiplies the rate by a ratio, or comes nearest, and what it does multiply by."""
-        decision = self._decision
-        if decision.mode == "anchored":
-            action = min(max(math.log(over_profile) / decision.strength, -1.0), 1.0)
-            return action, ratio
-        if decision.mode == "gns-paper":
-            action = min(max(ratio - 1.0, -1.0), 1.0)
-            return action, 1.0 + action
-        action = min(max(math.log(ratio) / math.log(decision.base), -1.0), 1.0)
-        return action, decision.base**action
 
     def _globals(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Return the global features (B, G), and whether the observation was a single one."""

@@ -27,7 +27,8 @@ from agents.evaluation.protocol import Grid
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, run_jobs
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, Episode
+from envs.env_config import EnvConfig
+from envs.episode import Episode
 from envs.tasks import Task
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, require_count, require_positive

@@ -20,7 +20,8 @@ from envs.batched.model import NotBatchableError
 from envs.batched.runs import BatchedRuns
 from envs.blocks import join
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.env_config import EnvConfig
+from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph
 from envs.plain_state import loading
 from envs.ray_workers import RayVecEnv

@@ -16,9 +16,11 @@ from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
 from envs.batched.runs import BatchedRuns, Position
 from envs.batched.state import load_together_state, together_state
+from envs.env_config import EnvConfig
 from envs.episode import Episode, episode_info
-from envs.learning_rate_env import EnvConfig, LearningRateEnv, bounded_loss, reward_of
+from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph
+from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.deciding.rate_control import RateControl
@@ -63,8 +65,8 @@ class BatchedEnv(VecEnv):
         self.controls: list[RateControl] = []
         self.rollbacks = np.zeros(num_envs, dtype=int)
         self._evaluations = np.zeros(num_envs, dtype=int)
-        self._evaluated: list[tuple[float, float]] = [(0.0, 0.0)] * num_envs
-        self._rewards_metric = config.reward != "log-loss"
+        self._evaluated = [Evaluation(0.0, 0.0)] * num_envs
+        self._reward = get_reward(config.reward)
         # Last good state of each run: a state of several, its place there, and the updates it holds.
         self._good: list[tuple[dict[str, Any], int, int]] = []
         self._losses = torch.zeros(num_envs, 0)
@@ -169,7 +171,7 @@ class BatchedEnv(VecEnv):
             state = self.runs.state(self.runs.positions(rows))
             for place, i in enumerate(rows):
                 self._good[i] = (state, place, 0)
-        for i, evaluated in zip(rows, self._evaluate(rows, self._rewards_metric), strict=True):
+        for i, evaluated in zip(rows, self._evaluate(rows, self._reward.needs_metric), strict=True):
             self._evaluated[i] = evaluated
         self.runs.compute_gradients(self._mask(rows))
 
@@ -240,18 +242,18 @@ class BatchedEnv(VecEnv):
 
     # ------------------------------------------------------------------ rewards and infos
 
-    def _evaluate(self, rows: Sequence[int], with_metrics: bool) -> list[tuple[float, float]]:
+    def _evaluate(self, rows: Sequence[int], with_metrics: bool) -> list[Evaluation]:
         self._evaluations[list(rows)] += 1
         figures = self.runs.evaluate_reward_split(rows, with_metrics)
-        return [(bounded_loss(one.loss), one.metric) for one in figures]
+        return [Evaluation(bounded_loss(one.loss), one.metric) for one in figures]
 
     def _rewards(self, dones: np.ndarray) -> np.ndarray:
         drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self._draws])
         rewards = np.zeros(self.num_envs)
-        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._rewards_metric)):
+        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._reward.needs_metric)):
             rows = np.flatnonzero(chosen).tolist()
             for i, now in zip(rows, self._evaluate(rows, with_metrics) if rows else [], strict=True):
-                rewards[i] = reward_of(self.config, self.task, self._evaluated[i], now)
+                rewards[i] = self._reward.between(self._evaluated[i], now, self.task, self.config)
                 self._evaluated[i] = now
         return rewards
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.deciding.config import ACTION_MODES, DecisionConfig, Observation
+from gns.deciding.action_modes import ACTION_MODES
+from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.rate_control import RateControl
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
@@ -43,8 +44,8 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer; the rates its groups have now are the initial ones. In mode ``per-layer`` they are
-        what has multipliers of its own, see :func:`gns.graph.layer_groups.parameter_groups`
+    :param optimizer: its optimizer; the rates its groups have now are the initial ones. Where layers have actions, its
+        groups are what has multipliers of its own, see :func:`gns.graph.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
     :param config: how actions become rates
