@@ -29,7 +29,7 @@ from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
 from gns.features.sums import read_sums
 from gns.graph.layer_graph import LayerGraph, unwrap
-from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
+from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,7 +110,7 @@ class DecisionCore(RateControl):
             figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
-        self.saw(statistics.losses, bool(statistics.finite))
+        self.note_observation(statistics.losses, bool(statistics.finite))
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
@@ -134,7 +134,7 @@ class DecisionCore(RateControl):
 
     def after_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, whole(loss.detach())
+        memory, loss = self._memory, gathered(loss.detach())
         if self._losses is None:
             self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
         self._losses[memory.interval_updates].copy_(loss)

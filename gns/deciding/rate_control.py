@@ -20,7 +20,7 @@ from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
 
 @dataclass
 class Memory:
-    """Everything that must be remembered between updates; the whole of its ``state_dict``."""
+    """What a run's decisions remember between updates, all of which is in a state dict."""
 
     update: int = 0
     steps: int = 0
@@ -124,7 +124,7 @@ class RateControl:
 
     @property
     def steps(self) -> int:
-        """Updates the model holds: those done less those undone."""
+        """Updates that the model's weights come from: those done less those that rollbacks undid."""
         return self._memory.steps
 
     @property
@@ -145,7 +145,7 @@ class RateControl:
 
     # ------------------------------------------------------------------ decisions
 
-    def saw(self, losses: np.ndarray, finite: bool) -> None:
+    def note_observation(self, losses: np.ndarray, finite: bool) -> None:
         """Note what was observed of the run as it is now.
 
         :param losses: of the updates since the last decision or rollback, (k,)
