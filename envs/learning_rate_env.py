@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +12,16 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.calls import ResetNeededError, action_entries, require_seed, reset_options
 from envs.env_config import EnvConfig
-from envs.env_state import env_state, load_env_state
+from envs.env_state import env_state, kept_of, load_env_state, pickled, restore
 from envs.episode import Episode, episode_info, new_run
 from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task, get_task
-from envs.training_run import OPTIMIZERS, TrainingRun
+from envs.training_run import TrainingRun
 from gns.deciding.decision import DecisionCore, Observation
 from gns.deciding.guard import Snapshot
-from gns.errors import InvalidSettingError, UnknownNameError
+from gns.errors import InvalidSettingError
 from gns.features.held_out import ValidationStatistics, validation_statistics
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph, layer_graph
@@ -64,6 +67,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.config.check(one)
         self._schema = get_schema(self.config.decision.features)
         self.begun = 0  # episodes
+        self.running = False  # whether an episode is
         self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
         self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
@@ -92,10 +96,14 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
 
         :param options: any of ``task`` (a name, or one of ``tasks`` itself), ``optimizer``, ``budget``,
             ``learning_rate`` and ``seed`` (of the training run) to set instead of drawing
-        :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be
+        :raises InvalidSeedError: if the seed is no whole number from 0 to 2^64 - 1
+        :raises UnknownNameError, InvalidSettingError: if an option names or sets what cannot be, see
+            :func:`envs.calls.reset_options`; the episode under way can be gone on with
         """
-        super().reset(seed=seed)
-        self.episode = episode = self.draw_episode(options or {})
+        given = reset_options(options, self.tasks, self.config)
+        super().reset(seed=None if seed is None else require_seed("seed", seed))
+        self.running = False
+        self.episode = episode = self.draw_episode(given)
         self.run = new_run(episode, decision=self.config.decision)
         self.rollbacks, self.evaluations = 0, 0
         self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
@@ -113,12 +121,20 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         observation = self.core.observe(self._validation)
         if self.config.guard.enabled:
             self._snapshot.take(0, self._position)
+        self.running = True
         return self._instance(observation), self._info()
 
     def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, float, bool, bool, dict[str, Any]]:
-        """Apply the pending update at the new rate and the K - 1 that follow, and compute the next gradient."""
-        given = np.asarray(action).reshape(-1)
-        self.core.decide(given[: 1 + self.core.graph.num_nodes] if self.config.decision.per_layer else given[:1])
+        """Apply the pending update at the new rate and the K - 1 that follow, and compute the next gradient.
+
+        :raises ResetNeededError: before a reset, and after the end of the episode
+        :raises InvalidActionError: if the action has other entries than those of ``action_space``, the shared one alone
+            or those of the layers there are; or one that is no finite number
+        """
+        if not self.running:
+            raise ResetNeededError("step() came before reset(), or after the end of the episode; call reset() first.")
+        own = 1 + self.core.graph.num_nodes if self.config.decision.per_layer else 1
+        self.core.decide(action_entries(action, {1, own, *self.action_space.shape}).reshape(-1)[:own])
         while True:
             self.rates.append(self.core.learning_rate)
             self.core.before_update()
@@ -139,6 +155,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self._position = coming
             self._snapshot.take(self.core.steps, self._position)
         terminated = failed or self.core.finished
+        self.running = not terminated
         reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
         if self._schema.needs_validation:
             # What was observed above had the figures of the last decision: enough to tell whether the run diverged, and
@@ -178,37 +195,44 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """
         load_env_state(self, state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds, from which an environment goes on exactly, in the middle of an episode too.
+
+        :raises NotCopyableError: if a task, or what else was given to the environment, belongs to this process
+        """
+        return {"kept": pickled(kept_of(self)), "episode": env_state(self) if hasattr(self, "run") else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on from a pickle."""
+        restore(self, pickle.loads(state["kept"]), state["episode"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LearningRateEnv:
+        """Return an environment that goes on by itself, exactly as this one; both have the same tasks."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        memo |= {id(task): task for task in self.tasks}
+        restore(copied, copy.deepcopy(kept_of(self), memo), env_state(self) if hasattr(self, "run") else None)
+        return copied
+
     def draw_episode(self, options: dict[str, Any]) -> Episode:
         """Draw what the next episode trains, see :meth:`reset`; begins nothing."""
-        known = {"task", "optimizer", "budget", "learning_rate", "seed"}
-        for key in options:
-            if key not in known:
-                raise UnknownNameError("reset option", key, known)
+        given = reset_options(options, self.tasks, self.config)
         rng, config = self.np_random, self.config
         # Every draw is made whatever the options say, so that setting one leaves the others as they were.
         task = self.tasks[int(rng.integers(len(self.tasks)))]
-        if "task" in options:
-            wanted = options["task"]
-            found = [one for one in self.tasks if one is wanted or one.name == wanted]
-            if not found:
-                names = [one.name for one in self.tasks]
-                raise UnknownNameError("task of this environment", getattr(wanted, "name", wanted), names)
-            task = found[0]
+        task = given.get("task", task)
         optimizers = config.optimizers_of(task)
         optimizer = optimizers[int(rng.integers(len(optimizers)))]
         budget = config.shortened(_log_uniform(rng, *config.budgets_of(task)), self.begun)
         self.begun += 1
         position, seed = rng.random(), int(rng.integers(2**31))
-        optimizer = options.get("optimizer", optimizer)
-        if optimizer not in OPTIMIZERS:
-            raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+        optimizer = given.get("optimizer", optimizer)
         low, high = config.learning_rates_of(task, optimizer)
         return Episode(
             task=task,
             optimizer=optimizer,
-            budget=options.get("budget", budget),
-            learning_rate=options.get("learning_rate", low * (high / low) ** position),
-            seed=options.get("seed", seed),
+            budget=given.get("budget", budget),
+            learning_rate=given.get("learning_rate", low * (high / low) ** position),
+            seed=given.get("seed", seed),
             device=config.device,
         )
 

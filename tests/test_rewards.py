@@ -15,7 +15,7 @@ from gns import DecisionConfig, UnknownNameError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = EnvConfig(
-    optimizers=("adam",), budgets=(10, 10), decision=DecisionConfig(num_decisions=5), reward_probability=0.6
+    optimizers=("adam",), budgets=(10, 10), decision=DecisionConfig(num_decisions=5), reward_probability=0.4
 )
 
 

@@ -30,6 +30,7 @@ from envs.engine import PROCESSES, EngineConfig
 from envs.env_config import EnvConfig
 from envs.episode import Episode
 from envs.tasks import Task
+from gns.deciding.action_modes import POWER
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, require_count, require_positive
 from gns.features.schemas import log_loss
@@ -76,7 +77,7 @@ class ImitationConfig:
 
         :raises InvalidSettingError: if actions of their mode do not multiply the rate
         """
-        if self.schedule is not None and decision.mode not in ("profile", "recursive"):
+        if self.schedule is not None and (decision.action_mode.law is not POWER or decision.per_layer):
             raise InvalidSettingError(
                 f"imitation.schedule is {self.schedule!r} and env.decision.mode {decision.mode!r}; expected profile or "
                 "recursive, whose actions multiply the rate, or imitation.schedule=null."
@@ -151,7 +152,7 @@ def action_towards(rate: float, schedule: str, decision: DecisionConfig, info: M
     :param info: what the environment says of the run, see :func:`envs.episode.episode_info`
     """
     budget, update = info["budget"], info["update"]
-    own = get_profile("constant" if decision.mode == "recursive" else decision.profile)
+    own = decision.action_mode.profile(decision)
     middle = min(update + decision.interval(budget) / 2, (update + budget) / 2) / budget
     level = info["learning_rate"] / own(update / budget)
     ratio = rate * get_profile(schedule)(middle) / (level * own(middle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
-from envs.batched.runs import BatchedRuns, Position
+from envs.batched.runs import BatchedRuns, StreamState
 from envs.batched.state import load_together_state, together_state
+from envs.calls import reset_options
+from envs.checked_vector import CheckedVecEnv
 from envs.env_config import EnvConfig
+from envs.env_state import pickled
 from envs.episode import Episode, episode_info
 from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph
@@ -28,7 +31,7 @@ from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
 
 
-class BatchedEnv(VecEnv):
+class BatchedEnv(CheckedVecEnv):
     """``num_envs`` environments of one task and one optimizer whose runs are trained together.
 
     Each place draws its episodes as a :class:`envs.learning_rate_env.LearningRateEnv` of that task and optimizer does
@@ -57,6 +60,7 @@ class BatchedEnv(VecEnv):
         run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
+        self._limits = nodes, edges
         padded = PadGraph(self._draws[0], nodes, edges)
         super().__init__(num_envs, padded.observation_space, padded.action_space)
         self.runs = BatchedRuns(task, optimizer, num_envs, config.device)
@@ -77,9 +81,9 @@ class BatchedEnv(VecEnv):
     def reset(self) -> dict[str, np.ndarray]:
         """Begin an episode in every place."""
         everyone = list(range(self.num_envs))
+        options = [reset_options(self._options[i] or {}, [self.task], self.config) for i in everyone]
         for draws, seed in zip(self._draws, self._seeds, strict=True):
             gym.Env.reset(draws, seed=seed)
-        options = [self._options[i] or {} for i in everyone]
         self.episodes = [draws.draw_episode(given) for draws, given in zip(self._draws, options, strict=True)]
         self.controls = [self._control(episode) for episode in self.episodes]
         self._good = [({}, 0, 0)] * self.num_envs
@@ -91,8 +95,12 @@ class BatchedEnv(VecEnv):
         return self._padded(nodes, globals_)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions."""
-        self._actions = np.asarray(actions).reshape(self.num_envs, -1)
+        """Take note of the actions.
+
+        :raises ResetNeededError: before a reset
+        :raises InvalidActionError: if they are not one finite number for each environment
+        """
+        self._actions = self.checked_actions(actions, bool(self.episodes))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Apply the decisions, train every run to its next, and begin new episodes where one ended."""
@@ -136,6 +144,23 @@ class BatchedEnv(VecEnv):
         :raises StateError: if it is of another task, optimizer, model or number of environments, or damaged
         """
         load_together_state(self, state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds, from which environments go on exactly, within episodes too.
+
+        :raises NotCopyableError: if the task belongs to this process
+        """
+        arguments = (self.task, self.config, self.optimizer, self.num_envs, self._limits)
+        own = {name: getattr(self, name) for name in ("_draws", "_seeds", "_options")}
+        return {"kept": pickled({"arguments": arguments, "own": own}), "state": self.episodes and self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on from a pickle, or as a copy."""
+        kept = pickle.loads(state["kept"])
+        self.__init__(*kept["arguments"])  # type: ignore[misc]
+        vars(self).update(kept["own"])
+        if state["state"]:
+            self.load_state_dict(state["state"])
 
     def close(self) -> None:
         """Nothing is to be closed."""
@@ -188,7 +213,7 @@ class BatchedEnv(VecEnv):
         remaining = np.array([control.budget - control.update for control in self.controls])
         self.runs.arrange(2 * lengths + (remaining > lengths))
         self._losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
-        positions: dict[int, Position] = {}
+        positions: dict[int, StreamState] = {}
         active = torch.from_numpy(lengths > np.arange(longest)[:, None])
         pending = torch.from_numpy(active.numpy() & (remaining > np.arange(1, longest + 1)[:, None]))
         for k in range(longest):
