@@ -84,7 +84,7 @@ def require_seed(name: str, seed: Any) -> int:
 
     :raises InvalidSeedError: if it is none from 0 to 2^64 - 1
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST_SEED:
         raise InvalidSeedError(f"{name} is {_shown(seed)}; expected a whole number from 0 to 2^64 - 1.")
     return int(seed)
 
@@ -123,13 +123,18 @@ def reset_options(options: Any, tasks: Sequence[Task], config: EnvConfig) -> dic
         checked["budget"] = int(checked["budget"])
         config.decision.interval(checked["budget"])
     if "learning_rate" in checked:
-        rate = checked["learning_rate"]
-        if isinstance(rate, Tensor) and rate.numel() != 1:
-            raise InvalidOptionsError(f"Option learning_rate is {_shown(rate)}; expected one number.")
-        checked["learning_rate"] = float(initial_rate(rate, config.decision))
+        checked["learning_rate"] = float(initial_rate(_number(checked["learning_rate"]), config.decision))
     if "seed" in checked:
         checked["seed"] = require_seed("Option seed", checked["seed"])
     return checked
+
+
+def _number(rate: Any) -> Any:
+    """Return what is no tensor as it is, and of a tensor its number."""
+    try:
+        return float(rate) if isinstance(rate, Tensor) else rate
+    except Exception as problem:  # it has several, or none, or they are elsewhere
+        raise InvalidOptionsError(f"Option learning_rate is {_shown(rate)}; expected one number.") from problem
 
 
 def _task(wanted: Any, tasks: Sequence[Task]) -> Task:

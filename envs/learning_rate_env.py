@@ -134,7 +134,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not self.running:
             raise ResetNeededError("step() came before reset(), or after the end of the episode; call reset() first.")
         own = 1 + self.core.graph.num_nodes if self.config.decision.per_layer else 1
-        self.core.decide(action_entries(action, {1, own, *self.action_space.shape}).reshape(-1)[:own])
+        self.core.decide(action_entries(action, {1, own, *(self.action_space.shape or ())}).reshape(-1)[:own])
         while True:
             self.rates.append(self.core.learning_rate)
             self.core.before_update()
