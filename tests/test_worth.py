@@ -43,7 +43,9 @@ def test_a_rate_is_tuned_on_one_seed_and_measured_on_another():
     # Two seeds that agree on the rate keep what they gain.
     agreed = np.ones((2, len(RATES)))
     agreed[0, 3], agreed[1, 3] = 0.0, 0.1
-    assert expected_log_loss(curve(agreed), np.array([1000.0]))[0] == pytest.approx(0.06, abs=0.01)  # half a cell beside
+    assert expected_log_loss(curve(agreed), np.array([1000.0]))[0] == pytest.approx(
+        0.06, abs=0.01
+    )  # half a cell beside
 
 
 def test_the_choice_is_by_the_reward_split_alone():
