@@ -21,7 +21,8 @@ from gns.deciding.guard import GuardConfig, Judgement
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 from gns.features.held_out import ValidationStatistics, validation_statistics
-from gns.features.schemas import get_schema, log_loss
+from gns.features.schemas import get_schema
+from gns.features.statistics import log_loss
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph, layer_graph
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")

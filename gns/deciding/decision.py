@@ -26,8 +26,10 @@ from gns.deciding.rate_control import RateControl
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
 from gns.features.moments import group_of_each, optimizer_kind
-from gns.features.schemas import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
+from gns.features.schemas import compute_features, get_schema
+from gns.features.statistics import OPTIMIZER_KINDS, SUM_U2, RunStatistics
 from gns.features.sums import read_sums
+from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
 
@@ -109,7 +111,7 @@ class DecisionCore(RateControl):
             )
         statistics = self._collect()
         if needed:
-            figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
+            figures: Any = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
         self.saw(statistics.losses, bool(statistics.finite))
@@ -188,7 +190,8 @@ class DecisionCore(RateControl):
         if self._sharded:
             parameters = [local(p.detach()) for p in self._parameters]
             optimizer = local_optimizer(optimizer, self._parameters, parameters)
-        read = read_sums(optimizer, parameters, present, memory.steps)
+        schema, groups = get_schema(self.config.features), self.optimizer.param_groups
+        read = read_sums(optimizer, parameters, present, memory.steps, schema.products)
         table, measured, losses = self._on_host(read.sums)
         initial = self._of_tensors(self.initial_lrs)
         if self._measured is not None:
@@ -206,6 +209,10 @@ class DecisionCore(RateControl):
             budget=np.asarray(self.budget, dtype=np.float64),
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
+            settings={
+                name: self._of_tensors([float(SETTINGS[name](self._kind, group)) for group in groups])
+                for name in schema.settings
+            },
         )
 
     def _of_tensors(self, of_groups: list[float]) -> np.ndarray:
