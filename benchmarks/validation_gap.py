@@ -31,7 +31,7 @@ from envs.env_config import EnvConfig
 from envs.episode import Episode
 from envs.tasks import Task
 from envs.tasks.pool import PoolConfig
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from train_agent import ValidationTasks
 
 SCHEDULES = ("linear", "cosine", "onecycle", "rex")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from envs.tasks import Task
 from gns.errors import UnknownNameError
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 if TYPE_CHECKING:
     from envs.env_config import EnvConfig

@@ -295,7 +295,7 @@ def test_deep_copies_have_the_same_tasks_and_their_own_everything_else():
     assert copied[0] is copied[1] and copied[0].tasks[0] is env.tasks[0]
     shared = {id(value) for value in vars(env).values()} & {id(value) for value in vars(copied[0]).values()}
     names = {name for name, value in vars(env).items() if id(value) in shared}
-    assert not names & {"run", "core", "observation", "_np_random", "_graphs", "rates"}
+    assert not names & {"run", "guarded", "observation", "_np_random", "graphs", "rates"}
     own = {id(p) for p in env.run.model.parameters()}
     assert own.isdisjoint(id(p) for p in copied[0].run.model.parameters())
 

@@ -60,7 +60,7 @@ class Acting:
             )
         self._decision, self._target = decision, target
         self._width = 2 + len(schema.node)
-        self._columns = {name: schema.globals.index(name) for name in _NEEDED}
+        self._columns = {name: (schema.globals.index(name), schema.feature(name).inverse) for name in _NEEDED}
         self._profile = decision.action_mode.profile(decision)
 
     def predict(
@@ -89,9 +89,9 @@ class Acting:
         return (result[0] if single else result), tuple(memories)
 
     def _act(self, row: np.ndarray, memory: dict[str, Any]) -> float:
-        values = {name: float(row[column]) for name, column in self._columns.items()}
-        progress = min(max((values["progress"] + 1.0) / 2.0, 0.0), 1.0)
-        rate = 10.0 ** (2.0 * values["log_learning_rate"] - 3.0)
+        values = {name: inverse(float(row[column])) for name, (column, inverse) in self._columns.items()}
+        progress = min(max(values["progress"], 0.0), 1.0)
+        rate = 10.0 ** values["log_learning_rate"]
         shape = self._profile(progress)
         if shape == 0.0:  # no action makes a difference: the budget is spent
             return 0.0
@@ -100,7 +100,7 @@ class Acting:
             memory |= {"initial": level, "decided_at": -1}  # of the decision before: it counts which is the first
         elif values["rolled_back"] > 0.5:
             memory["initial"] *= level / memory["level"]
-        loss = None if values["no_loss"] > 0.5 else math.exp(2.0 * values["log_loss"])
+        loss = None if values["no_loss"] > 0.5 else math.exp(values["log_loss"])
         wanted = self._target(View(progress, memory["initial"], loss), memory) / shape
         decision, mode, decided_at = self._decision, self._decision.action_mode, memory["decided_at"]
         before = memory["initial"] if mode.from_initial else level

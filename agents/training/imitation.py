@@ -33,7 +33,7 @@ from envs.tasks import Task
 from gns.deciding.action_modes import POWER
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, require_count, require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.schedules.profiles import get_profile
 
 _LOGGER = logging.getLogger(__name__)
