@@ -12,7 +12,6 @@ from agents.controllers import PolicyController
 from agents.controllers.acting import ActingPolicy
 from agents.runtime.stopping import StoppedError, StopRequest
 from agents.training.choosing import ValidationConfig
-from agents.training.imitation import ImitationConfig
 from agents.training.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
 from agents.training.resuming import CheckpointConfig, Resuming
 from agents.training.schedule_reference import BaselineConfig
@@ -289,8 +288,3 @@ def test_a_training_is_the_same_with_workers_and_when_it_is_interrupted(tmp_path
     while not session.finished:
         session.update()
     assert len({group["lr"] for group in session.run.optimizer.param_groups}) == 4
-
-
-def test_imitation_is_refused():
-    with pytest.raises(InvalidSettingError, match=r"env\.decision\.mode 'per-layer'; expected profile or recursive"):
-        replace(TRAINING, imitation=ImitationConfig(schedule="cosine"))
