@@ -29,8 +29,8 @@ from agents.runtime.settings import build
 from agents.training.ppo import single_thread
 from envs.env_config import EnvConfig
 from envs.episode import Episode
+from envs.pool import PoolConfig
 from envs.tasks import Task
-from envs.tasks.pool import PoolConfig
 from gns.features.statistics import log_loss
 from train_agent import ValidationTasks
 
