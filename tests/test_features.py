@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from twins.features_twin import RunTwin, features, srls_features
 
 from gns import DecisionConfig, DecisionCore, UnknownNameError, layer_graph
+from gns.deciding.guard import diverged
 from gns.features.held_out import ValidationStatistics, validation_statistics
 from gns.features.schemas import SCHEMAS, compute_features, get_schema
 from gns.features.statistics import NUM_SUMS, OPTIMIZER_KINDS, RunStatistics, log_loss
@@ -81,9 +82,9 @@ class Loop:
         self.loss.backward()
 
     def update(self) -> None:
-        self.core.before_update()
+        self.core.set_rates()
         self.optimizer.step()
-        self.core.after_update(self.loss)
+        self.core.note_update(self.loss)
         self.twin.updated(self.loss.item(), self.model)
 
     def decide(self, action: float) -> None:
@@ -340,9 +341,9 @@ def test_observations_are_finite_and_bounded_for_any_run(optimizer, schema, weig
     loop.compute_gradient()
     loop.decide(0.0)
     for loss in losses:
-        loop.core.before_update()
+        loop.core.set_rates()
         loop.optimizer.step()
-        loop.core.after_update(torch.tensor(loss))
+        loop.core.note_update(torch.tensor(loss))
     with torch.no_grad():
         for parameter in loop.model.first.parameters():
             parameter.fill_(weight)
@@ -443,12 +444,12 @@ def test_a_decision_copies_to_the_host_once(optimizer, schema):
             validation = loop.validation()
             with HostCopies(counters) as copies:
                 loop.core.observe(validation)
-                loop.core.diverged(4.0)
+                diverged(loop.core, 4.0)
                 loop.core.decide(0.3)
             assert copies.seen == ["cpu"]
         with HostCopies([]) as copies:
-            loop.core.before_update()
+            loop.core.set_rates()
         loop.optimizer.step()
         with copies:
-            loop.core.after_update(loop.loss)
+            loop.core.note_update(loop.loss)
         assert copies.seen == []

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gns import DecisionConfig, GNSScheduler
+from gns.deciding.guard import diverged
 from gns.deciding.rate_control import RateControl
 from gns.features.schemas import SCHEMAS, compute_features
 from gns.features.statistics import usual_losses
@@ -94,6 +95,21 @@ def test_runs_side_by_side_are_judged_one_by_one():
         [False, True, True, False],
     ]
     assert usual_losses(losses[1:2], present[1:2]) is not None and usual_losses(losses[:0], present[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_the_guard_does_not_take_an_outlier_for_a_divergence_nor_for_the_start(place):
+    control = control_after()
+    control.count_updates(5)
+    losses = [*LOSSES[:place], 1e30, *LOSSES[place + 1 :]]
+    control.saw(np.array(losses), finite=True)
+    assert not diverged(control, 4.0)
+    control.decide(0.0)
+    control.count_updates(5)
+    control.saw(np.array([9.6, 9.4, 9.2, 9.7, 9.1]), finite=True)  # four times the start, 2.3 or 2.2
+    assert diverged(control, 4.0)
+    control.saw(np.array([*LOSSES[:4], 1e30]), finite=True)  # the last: nobody knows whether it comes back
+    assert diverged(control, 4.0)
 
 
 @pytest.mark.parametrize("first", [math.inf, math.nan, 1e30])

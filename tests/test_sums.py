@@ -314,6 +314,6 @@ def test_a_decision_makes_no_copy_of_a_large_model(name):
         assert memory.reads == 0 or "sgd" not in name  # others count their updates on the host
         if core.decision_due:
             core.decide(0.0)
-        core.before_update()
+        core.set_rates()
         optimizer.step()
-        core.after_update(loss)
+        core.note_update(loss)

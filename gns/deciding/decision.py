@@ -6,13 +6,14 @@ in use exactly what it met in training. Per update the order is::
     loss.backward()                  # the gradient of the coming update is pending
     if core.decision_due:
         core.decide(policy(core.observe()))
-    core.before_update()             # writes the rate of this update into every parameter group
+    core.set_rates()                 # writes the rate of this update into every parameter group
     optimizer.step()
-    core.after_update(loss)
+    core.note_update(loss)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,14 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer; the rates its groups have now are the initial ones. In mode ``per-layer`` they are
-        what has multipliers of its own, see :func:`gns.graph.layer_groups.parameter_groups`
+    :param optimizer: its optimizer. In mode ``per-layer`` its groups are what has multipliers of its own, see
+        :func:`gns.graph.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
     :param config: how actions become rates
     :param process_group: ranks that train this model together and must decide alike, see
         :mod:`gns.parallel.distributed`; None: this process decides alone, and communicates with no other
+    :param initial_lrs: initial rate of each parameter group; None: the rates they have now
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
         model is sharded over other ranks than these
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
@@ -65,8 +67,9 @@ class DecisionCore(RateControl):
         budget: int,
         config: DecisionConfig,
         process_group: ProcessGroup | None = None,
+        initial_lrs: Sequence[float | Tensor] | None = None,
     ) -> None:
-        rates = [group["lr"] for group in optimizer.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups] if initial_lrs is None else list(initial_lrs)
         bound = graph.bind(model)
         self._parameters = [p for layer in bound for p in layer]
         self._groups = group_of_each(optimizer, self._parameters)
@@ -115,7 +118,7 @@ class DecisionCore(RateControl):
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
-    def before_update(self) -> None:
+    def set_rates(self) -> None:
         """Write the rate of the coming update into every parameter group.
 
         :raises OutOfOrderError: if a decision is due first, or the budget is spent
@@ -133,7 +136,7 @@ class DecisionCore(RateControl):
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
             self._before_last = [as_real(local(p.detach())).clone() for p in self._parameters]
 
-    def after_update(self, loss: Tensor) -> None:
+    def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
         memory, loss = self._memory, whole(loss.detach())
         if self._losses is None:
