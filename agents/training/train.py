@@ -18,6 +18,7 @@ from agents.evaluation.protocol import require_different_names
 from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
+from agents.training.kinds import kinds_of
 from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.training.resuming import (
     CheckpointConfig,
@@ -135,6 +136,7 @@ def train(
         config.agent.together,
         config.engine,
     )
+    kinds = kinds_of(tasks, config.env, config.initial_policy)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed)
         if config.initial_policy is not None and state is None:
@@ -143,7 +145,7 @@ def train(
 
         def export() -> GNSPolicy:
             details = _about(tasks, config, watch) | dict(about or {})
-            return export_policy(model, config.env, config.agent, details)
+            return export_policy(model, config.env, config.agent, details, kinds)
 
         def everything() -> dict[str, Any]:
             return {

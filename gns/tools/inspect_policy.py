@@ -93,7 +93,8 @@ def print_policy(report: dict[str, Any]) -> None:
             ("held-out data", "a pass before every decision" if features["needs_validation"] else "not needed"),
         ]
         print_table("settings", ("", ""), rows)
-        training = [(key, _text(value)) for key, value in report["training"].items()]
+        training = [(key.replace("_", " "), _text(value)) for key, value in report["trained_on"].items()]
+        training += [(key, _text(value)) for key, value in report["training"].items()]
         print_table("trained on", ("", ""), training or [("not recorded", "")])
     if "files" in report:
         print_table("files", ("name", "bytes", "kind", "sha256"), [_file_row(row) for row in report["files"]])
@@ -175,6 +176,7 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         "network": {**described["network"], "parameters": sum(p.numel() for p in policy.parameters())},
         "decision": described["decision"],
         "training": described["training"],
+        "trained_on": described["trained_on"],
         "pickles": pickles,
     }
 
