@@ -55,11 +55,15 @@ class ReportError(GNSError, RuntimeError):
 
 
 class CheckpointError(GNSError, OSError):
-    """A checkpoint cannot be written to disk, or the folder of checkpoints not be read."""
+    """A checkpoint or a trained policy cannot be written to disk, or the folder of checkpoints not be read."""
 
 
 class CheckpointMismatchError(GNSError, ValueError):
     """A checkpoint belongs to another configuration than the one that asks for it."""
+
+
+class FolderInUseError(GNSError, RuntimeError):
+    """A command of the same kind works in the folder already."""
 
 
 class OutOfOrderError(GNSError, RuntimeError):

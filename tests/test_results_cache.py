@@ -53,8 +53,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
     needed = len(trained)
     trained.clear()
 
-    def interrupt(done, total):
-        if done == after:
+    def interrupt(work):
+        if work.done == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
         SCHEDULES,
         [get_task("digits_mlp")],
         CONFIG,
-        lambda *counts: calls.append(counts),
+        lambda work: calls.append((work.done, work.total)),
         cache=ResultsCache(tmp_path / "cache"),
     )
     assert len(trained) == needed
@@ -82,7 +82,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
 def test_worker_processes_give_their_results_to_the_cache_too(tmp_path):
     jobs = [Job(SCHEDULES[0], episode(seed=seed)) for seed in (0, 1, 2)]
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt), ResultsCache(tmp_path / "cache"))
+        run_jobs(jobs, 1, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), ResultsCache(tmp_path / "cache"))
     kept = ResultsCache(tmp_path / "cache")
     assert len(kept) == 1
     rows, here = run_jobs(jobs, 1, cache=kept), run_jobs(jobs, 0)

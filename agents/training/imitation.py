@@ -115,7 +115,7 @@ class TunedRates:
                     for seed in range(config.seeds)
                 ]
         losses: dict[tuple[str, str, int], dict[float, list[float]]] = {}
-        for row in run_jobs(jobs, workers, done, cache, engine):
+        for row in run_jobs(jobs, workers, lambda *_: done(), cache, engine):
             by_rate = losses.setdefault((row["task"], row["optimizer"], row["budget"]), {})
             by_rate.setdefault(math.log(row["initial_lr"]), []).append(min(log_loss(row["reward_loss"]), _LOST))
         self._points: dict[tuple[str, str], dict[int, float]] = {}  # ln of the best rate by budget

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,15 +108,15 @@ def train(
     often the training was interrupted and gone on with from its checkpoints.
 
     :param tracker: where figures go, once a rollout; and the rate paths of the last episodes
-    :param report: called after every episode
+    :param report: called as training begins or goes on, and after every episode
     :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
         is then and the episodes done; draws from torch's global generator in it change no result
     :param checkpoints: where the state is written, and gone on from if there is one
-    :param stop: whether to end early, asked between two rollouts
+    :param stop: whether to end early, asked between two rollouts; at once while schedules are tuned to compare with
     :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
         score is returned, else the last
     :param about: what the policy's card says besides
-    :param tuning: where runs of the schedule to imitate are kept
+    :param tuning: where runs of schedules are kept, those to compare with and the one to imitate
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
     :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
         policy to begin with is of another network or action mode
@@ -131,7 +132,8 @@ def train(
     tracker = tracker or Tracker()
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
-    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
+    with stop.at_once() if stop is not None else nullcontext():
+        reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known, tuning)
     decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
     venv = make_vec_env(
         list(tasks),
@@ -197,12 +199,12 @@ def train(
             watch.load_state_dict(state["watch"])
             if validation is not None:
                 validation.load_state_dict(state["validation"])
-            report(watch.progress())
         elif config.imitation.schedule is not None:
             how = config.imitation
             rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
             imitate(model, rates, how, decision, config.env.most_decisions(tasks), stop_if_asked)
             score()
+        report(watch.progress())
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
