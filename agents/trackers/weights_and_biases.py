@@ -191,8 +191,13 @@ def artifact_name(name: str) -> str:
 def _require_server(settings: Any) -> None:
     """Pass settings of W&B's client whose server answers, whatever it says: the client tries for minutes.
 
+    Where no account is known nothing is asked: the client says so at once.
+
     :raises InvalidSettingError: if it cannot be reached
     """
+    hosts = (settings.base_url, "https://api.wandb.ai")  # what the account is kept under may be the older name
+    if not (os.environ.get("WANDB_API_KEY") or any(map(requests.utils.get_netrc_auth, hosts))):
+        return
     proxies = {kind: address for kind in ("http", "https") if (address := getattr(settings, f"{kind}_proxy", None))}
     try:
         requests.head(settings.base_url, timeout=_ANSWER, proxies=proxies or None)

@@ -308,7 +308,7 @@ class GNSScheduler(LRScheduler):
         :raises LayerGraphError: if it is of another model
         :raises StateError: if it is damaged; nothing is changed then
         """
-        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups))
+        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
         self._run.load_state_dict(state_dict)
         self._applying = False
         self._losses.clear()

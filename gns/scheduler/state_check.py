@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gns.deciding.config import DecisionConfig
 from gns.deciding.rate_control import Memory, initial_rate
@@ -18,16 +18,18 @@ from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
 from gns.policy.files import shown
 from gns.scheduler.policy_source import fingerprint
+from gns.scheduler.state import graph_from_plain
 from gns.tools.history_files import checked_graph, checked_record
 
 LONGEST = 10**9  # updates of a budget
 _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "list[float]": (list, tuple)}
 
 
-def require_state_of(state: Mapping[str, Any], policy: GNSPolicy, groups: int) -> None:
-    """Pass the state dict of a scheduler with this policy, whose optimizer has so many parameter groups.
+def require_state_of(state: Mapping[str, Any], policy: GNSPolicy, groups: int, model: nn.Module) -> None:
+    """Pass the state dict of a scheduler with this policy and model, whose optimizer has so many parameter groups.
 
-    :raises InvalidSettingError: on any other
+    :raises InvalidSettingError: if it is of another policy, or of other parameter groups
+    :raises LayerGraphError: if it is of another model
     :raises StateError: if it is damaged
     """
     if not isinstance(state, Mapping):
@@ -48,6 +50,8 @@ def require_state_of(state: Mapping[str, Any], policy: GNSPolicy, groups: int) -
             f"The state dict has {len(state['base_lrs'])} parameter groups and the optimizer {groups}; expected as "
             "many. Make the optimizer as it was."
         )
+    if state["graph"] is not None:
+        graph_from_plain(state["graph"]).bind(model)
 
 
 def require_sound(state: Mapping[str, Any], own: DecisionConfig) -> None:
