@@ -54,9 +54,10 @@ class _Process(Worker):
         self._connection, there = context.Pipe()
         if self._timeout is not None:
             _bound_reads(self._connection, self._timeout)
-        self._process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
+        process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
         with starting():
-            self._process.start()
+            process.start()
+        self._process = process
         weakref.finalize(self, self._process.kill)  # at exit, where multiprocessing itself would send SIGTERM and wait
         there.close()
 

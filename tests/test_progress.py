@@ -140,7 +140,7 @@ def test_results_known_before_take_no_time_and_count_in_no_speed(monkeypatch, tm
 
 
 def test_long_budgets_and_slow_tasks_count_for_what_they_cost(monkeypatch):
-    # As many updates of another task, in the same order of magnitude: what is not seen yet is taken to cost as the rest.
+    # What is not seen yet is taken to cost as the rest, an update.
     slow = replace(TASK, name="slow")
     made = Sweep(lambda job: job.episode.budget / 3.0 * (1.2 if job.episode.task.name == "slow" else 1.0))
     config = replace(CONFIG, budgets=(30, 60, 600))

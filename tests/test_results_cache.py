@@ -95,7 +95,7 @@ def test_a_row_carries_the_present_name_and_one_run_serves_several_names(tmp_pat
     cache = ResultsCache(tmp_path / "cache")
     ticks = []
     names = [ScheduleController(name, "rex") for name in ("a", "b")]
-    rows = run_jobs([Job(item, episode()) for item in names], 0, lambda: ticks.append(1), cache)
+    rows = run_jobs([Job(item, episode()) for item in names], 0, lambda *_: ticks.append(1), cache)
     assert [row["controller"] for row in rows] == ["a", "b"] and len(trained) == 1 and len(ticks) == 2
     later = run_jobs([Job(ScheduleController("c", "rex"), episode())], 0, cache=ResultsCache(tmp_path / "cache"))
     assert later[0] == {**rows[0], "controller": "c"} and len(trained) == 1
