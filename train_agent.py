@@ -25,8 +25,8 @@ from agents.training.resuming import Resuming, identity_of
 from agents.training.saving import POLICY, require_unfinished, save_policy
 from agents.training.train import TrainConfig, train, versions
 from agents.training.watch import Progress
+from envs.pool import PoolConfig, draw_pool
 from envs.tasks import Task, get_task
-from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
 
 _OUTSIDE_TRAINING = ("name", "task", "pool", "validation_tasks", "tracker", "data_root", "resume", "overwrite")
@@ -74,8 +74,6 @@ def _say_what_is_done(
 ) -> None:
     first = "; tuning schedules to compare with first" if settings.baseline.controllers else ""
     console.print(f"Training a policy on {_named(tasks)}{first}.")
-    if settings.imitation.schedule is not None:
-        console.print(f"Before PPO it learns to imitate {settings.imitation.schedule}, tuned on each of them.")
     if validation_tasks:
         console.print(f"The best on {_named(validation_tasks)}, none of which it learns from, is taken.")
     console.print(

@@ -57,7 +57,6 @@ VARIANTS: dict[str, list[str]] = {
     "a decision every 10 updates": ["+env.decision.decision_interval=10", "episodes=2070"],
     "no curriculum": ["env.curriculum.episodes=0"],
     "entropy bonus, falling": ["agent.ent_coef=0.01"],
-    "begun by imitating tuned cosine": ["imitation.schedule=cosine"],
     "three tasks instead of sixteen": ["pool.size=3"],
 }
 

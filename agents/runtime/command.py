@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.runtime.output_folder import folder_of
-from agents.runtime.settings import CONFIG_FOLDER, check_choices, refuse_code
+from agents.runtime.settings import CONFIG_FOLDER, check_choices, refuse_code, store_task_defaults
 from agents.runtime.stopping import StoppedError
 from envs.engine import EngineConfig
 from envs.tasks.hub import DATA_ROOT
@@ -47,6 +47,7 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
         check_folder(sys.argv[1:], name)
     except GNSError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    store_task_defaults()
     main()
 
 
