@@ -23,7 +23,10 @@ def kinds_of(tasks: Sequence[Task], env: EnvConfig, initial_policy: str | None =
     :param env: what episodes are drawn from
     :param initial_policy: folder or Hub id of the policy that the training begins with, whose kinds count too
     """
-    types, optimizers, losses, fine_tuning = set(), set(), [], False
+    types: set[str] = set()
+    optimizers: set[str] = set()
+    losses: list[float] = []
+    fine_tuning = False
     with torch.random.fork_rng(devices=[]):
         for task in tasks:
             for name in env.optimizers_of(task):

@@ -6,35 +6,24 @@ the rate; a policy of another schema or version is refused with a :class:`~gns.e
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import (
-    ModelCard,
-    ModelCardData,
-    PyTorchModelHubMixin,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-)
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from gns.deciding.decision import DecisionConfig, Observation
 from gns.errors import GNSError, PolicyFormatError
 from gns.features.schemas import get_schema
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES, check_weights, parse_json, read_bounded, shown
+from gns.policy.finding import CONFIG_FILE, WEIGHTS_FILE, find_policy
 from gns.policy.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations, network_for
 from gns.policy.trained_on import TrainedOn
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _LARGEST_WEIGHT = 1e6  # larger ones could overflow float32 on the way to an action
-_MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_FILE_BYTES}
 
 
 @dataclass(frozen=True)
@@ -202,13 +191,13 @@ class GNSPolicy(
         a branch or tag may be moved. Files too large for a policy are refused before they are fetched.
 
         :param pretrained_model_name_or_path: folder with ``config.json`` (at most 1 MiB) and ``model.safetensors`` (at
-            most 256 MiB), or a Hub id
+            most 256 MiB), or a Hub id, see :func:`gns.policy.finding.find_policy`
         :param revision: commit, tag or branch of a Hub id; of no effect on a folder
         :param kwargs: ``cache_dir``, ``force_download``, ``local_files_only``, ``token`` for a Hub id
         :raises PolicyFormatError: if a file is missing, damaged or too large, or of another schema or version
         """
-        source, wanted = str(pretrained_model_name_or_path), {"revision": revision, **kwargs}
-        config_file, weights_file = (_locate(source, name, wanted) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        files = find_policy(pretrained_model_name_or_path, revision=revision, **kwargs)
+        config_file, weights_file = files[CONFIG_FILE], files[WEIGHTS_FILE]
         try:
             data = parse_json(read_bounded(config_file, MAX_CONFIG_BYTES))
         except ValueError as error:
@@ -249,43 +238,3 @@ def _load_weights(path: Path, config: PolicyConfig) -> dict[str, Tensor]:
             f"{path} holds no weights for this policy ({type(error).__name__}: {error}). Expected an undamaged "
             "safetensors file that belongs to the config beside it; copy or download the policy again."
         ) from error
-
-
-def _locate(source: str, name: str, kwargs: dict[str, Any]) -> Path:
-    """Return the local path of a policy's file, from a folder or the Hub."""
-    folder = Path(source)
-    if os.path.isdir(source):
-        if not os.path.isfile(folder / name):
-            raise PolicyFormatError(
-                f"{folder} has no {name}. Expected a folder written by save_pretrained with {CONFIG_FILE} and "
-                f"{WEIGHTS_FILE}; pickled checkpoints are not read."
-            )
-        return folder / name
-    try:
-        if not kwargs.get("local_files_only"):
-            _check_remote_size(source, name, kwargs)
-        return Path(hf_hub_download(repo_id=source, filename=name, **kwargs))
-    except PolicyFormatError:
-        raise
-    except RemoteEntryNotFoundError as error:
-        raise PolicyFormatError(f"The Hub repository {source!r} has no {name}; expected a GNS policy.") from error
-    except Exception as error:
-        raise PolicyFormatError(
-            f"No policy at {source!r}: it is no folder here, and the Hub did not give it ({type(error).__name__}: "
-            f"{error}). Check the path or the id, or the network."
-        ) from error
-
-
-def _check_remote_size(source: str, name: str, kwargs: dict[str, Any]) -> None:
-    """Refuse a file of the Hub that is too large for a policy, before it fills the disk."""
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        url = hf_hub_url(source, name, revision=kwargs.get("revision"))
-        size = get_hf_file_metadata(url, token=kwargs.get("token")).size
-    except Exception:  # the Hub's client raises several kinds
-        return  # the download itself says what is wrong, or finds the file in the cache
-    if size is not None and size > _MAX_BYTES[name]:
-        raise PolicyFormatError(
-            f"{name} of {source!r} has {size:,} bytes on the Hub; expected at most {_MAX_BYTES[name]:,} for a policy."
-        )
