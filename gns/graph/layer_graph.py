@@ -330,6 +330,9 @@ def _node_type(model: nn.Module, layer: str, applied_by: Sequence[str]) -> str:
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "recurrent"
     found = (t for t, operations in _OPERATIONS.items() if any(name.startswith(operations) for name in applied_by))
+    added = bool(applied_by) and all(name.startswith("AddBackward") for name in applied_by)
+    if added and all(p.dim() == 1 for p in module.parameters(recurse=False)):
+        return "linear"  # the bias of a graph layer, whose weights are another module's; positions are a table
     return next(found, "other")
 
 
