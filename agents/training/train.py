@@ -20,6 +20,7 @@ from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
+from agents.training.kinds import kinds_of
 from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.training.resuming import (
     CheckpointConfig,
@@ -31,7 +32,7 @@ from agents.training.resuming import (
 from agents.training.schedule_reference import BaselineConfig, ScheduleReference
 from agents.training.watch import Progress, Watch
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
 from gns.policy.artefact import GNSPolicy
@@ -140,6 +141,7 @@ def train(
         config.agent.together,
         config.engine,
     )
+    kinds = kinds_of(tasks, config.env, config.initial_policy)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed)
         if config.initial_policy is not None and state is None:
@@ -148,7 +150,7 @@ def train(
 
         def export() -> GNSPolicy:
             details = _about(tasks, config, watch) | dict(about or {})
-            return export_policy(model, config.env, config.agent, details)
+            return export_policy(model, config.env, config.agent, details, kinds)
 
         def everything() -> dict[str, Any]:
             return {

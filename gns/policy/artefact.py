@@ -6,7 +6,7 @@ the rate; a policy of another schema or version is refused with a :class:`~gns.e
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gns.features.schemas import get_schema
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES, check_weights, parse_json, read_bounded, shown
 from gns.policy.finding import CONFIG_FILE, WEIGHTS_FILE, find_policy
 from gns.policy.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations, network_for
+from gns.policy.trained_on import TrainedOn
 
 FORMAT_VERSION = 1
 _LARGEST_WEIGHT = 1e6  # larger ones could overflow float32 on the way to an action
@@ -34,6 +35,7 @@ class PolicyConfig:
     :param feature_names: node and global features it was trained on, checked against the schema when it is loaded
     :param format_version: version of this format
     :param training: what it was trained on, for the model card: plain JSON values
+    :param trained_on: what kinds of runs it was trained on; not in the files of earlier versions
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -41,6 +43,7 @@ class PolicyConfig:
     feature_names: dict[str, list[str]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     training: dict[str, Any] = field(default_factory=dict)
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     def __post_init__(self) -> None:
         if self.network.features != self.decision.features:
@@ -82,6 +85,7 @@ class PolicyConfig:
             parts = {
                 "network": _build(NetworkConfig, data["network"]),
                 "decision": _build(DecisionConfig, data["decision"]),
+                "trained_on": TrainedOn.from_dict(data.get("trained_on", {})),
             }
             return cls(**{**data, **parts})
         except PolicyFormatError:
@@ -139,18 +143,22 @@ class GNSPolicy(
         super().__init__()
         self.config = config or PolicyConfig()
         self._hub_mixin_config = self.config
-        self.network = GNSNetwork(self.config.network)
+        self.network = GNSNetwork(self.config.network).float()  # whatever torch.set_default_dtype says
+        self._type_ids = self.config.trained_on.type_ids()
 
     @torch.no_grad()
     def act(self, observation: Observation) -> Any:
         """Return the deterministic action for one observation of L layers, as the decision core takes it.
 
-        Dropout is off whatever mode the module is in.
+        Dropout is off whatever mode the module is in. A layer of a type that the policy was not trained on is read as
+        one of the nearest type that it was, see :meth:`gns.policy.trained_on.TrainedOn.read_as`.
 
         :return: a float in [-1, 1]; in action mode ``per-layer`` float64 (1 + L,): the shared one, then each layer's
         """
         training = self.training
         self.eval()
+        if self._type_ids is not None:
+            observation = replace(observation, node_types=self._type_ids.take(observation.node_types, mode="clip"))
         mean, layers = self.network.actions(batch_observations([observation]))
         self.train(training)
         return float(mean[0, 0]) if layers is None else torch.cat([mean[0], layers]).double().numpy()
@@ -210,7 +218,9 @@ class GNSPolicy(
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
-        return asdict(self.config)
+        data = asdict(self.config)
+        data["trained_on"] = {key: list(v) if isinstance(v, tuple) else v for key, v in data["trained_on"].items()}
+        return data
 
 
 def _load_weights(path: Path, config: PolicyConfig) -> dict[str, Tensor]:

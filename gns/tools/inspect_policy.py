@@ -22,13 +22,6 @@ from gns.tools.console import print_line, print_table
 
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _MAX_SCANNED_BYTES = 2**20  # pickles of protocols 0 and 1 have no mark at their start and are read to their end
-_MODES = {
-    "profile": "rate = level * f(t/T), level <- level * {base:g}^a; f: {profile}",
-    "recursive": "rate <- rate * {base:g}^a",
-    "anchored": "rate = initial * f(t/T) * exp({strength:g} a); f: {profile}",
-    "gns-paper": "rate <- rate * (1 + a)",
-    "per-layer": "rate = level * f(t/T) * {layer_base:g}^(b - mean b), level <- level * {base:g}^a; f: {profile}",
-}
 
 
 def inspect_policy(source: str, revision: str | None = None) -> tuple[dict[str, Any], PolicyFormatError | None]:
@@ -104,7 +97,8 @@ def print_policy(report: dict[str, Any]) -> None:
             ("held-out data", "a pass before every decision" if features["needs_validation"] else "not needed"),
         ]
         print_table("settings", ("", ""), rows)
-        training = [(key, _text(value)) for key, value in report["training"].items()]
+        training = [(key.replace("_", " "), _text(value)) for key, value in report["trained_on"].items()]
+        training += [(key, _text(value)) for key, value in report["training"].items()]
         print_table("trained on", ("", ""), training or [("not recorded", "")])
     if "files" in report:
         print_table("files", ("name", "bytes", "kind", "sha256"), [_file_row(row) for row in report["files"]])
@@ -165,7 +159,7 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "action": {
             "mode": config.decision.mode,
-            "formula": formula_of(config.decision),
+            "formula": config.decision.action_mode.described(config.decision),
             "min_lr": config.decision.min_lr,
             "max_lr": config.decision.max_lr,
         },
@@ -177,18 +171,9 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         "network": {**described["network"], "parameters": sum(p.numel() for p in policy.parameters())},
         "decision": described["decision"],
         "training": described["training"],
+        "trained_on": described["trained_on"],
         "pickles": pickles,
     }
-
-
-def formula_of(decision: DecisionConfig) -> str:
-    """Return what an action ``a`` does to the rate, with this policy's numbers."""
-    text = _MODES[decision.mode].format(**asdict(decision))
-    if decision.first_base is not None and decision.mode in ("profile", "recursive", "per-layer"):
-        text += f"; {decision.first_base:g}^a at the first decision"
-    if not decision.decide_first:
-        text += "; as it is in the first interval"
-    return text
 
 
 def decision_rule(decision: DecisionConfig) -> str:
