@@ -20,6 +20,7 @@ from gns.parallel.distributed import group_of_run, ranks_of
 from gns.policy.artefact import GNSPolicy
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
+from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
 
@@ -251,6 +252,15 @@ class ScheduledRun:
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
         self.rollbacks = state["rollbacks"]
         self.core, self._core_state = None, on_device_of(self.model, state["core"])
+
+    def change_budget(self, budget: int) -> None:
+        """Go on as a run of another number of updates; the losses since the last decision are forgotten."""
+        taken = replace(self.decision, num_decisions=self.policy.config.decision.num_decisions)
+        core = self._state_of_core()
+        if core is not None:
+            core = core | {"memory": core["memory"] | {"interval_updates": 0}, "losses": None}
+        self.budget, self.decision = budget, few_enough(taken, budget)
+        self.core, self._core_state = None, core
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; the core is kept as its state."""
