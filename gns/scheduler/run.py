@@ -119,6 +119,8 @@ class ScheduledRun:
             seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
             if is_lightning(self.model):
                 seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
+            if isinstance(unwrap(self.model), torch.jit.RecursiveScriptModule):
+                advice = "A scripted model takes no hook"
             raise LayerGraphError(
                 f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
                 f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
