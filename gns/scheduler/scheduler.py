@@ -27,10 +27,13 @@ from gns.scheduler.losses import Losses, scalar
 from gns.scheduler.policy_source import frozen_policy
 from gns.scheduler.rates import WrittenRates, make_own, plain, rates_of
 from gns.scheduler.run import ScheduledRun, require_that_it_trains
-from gns.scheduler.state import require_state_of
+from gns.scheduler.state_check import require_state_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_OWN_STATE = ("last_epoch", "base_lrs", "_pending", "_step_count", "_last_lr")  # the rest of its state is the run's
 
 
 def _of_run(name: str) -> Any:
@@ -186,14 +189,14 @@ class GNSScheduler(LRScheduler):
                 "or scheduler.report_loss(loss) before a framework calls scheduler.step()."
             )
         core = self._run.core or self._begin(updating(self.optimizer))  # a state was loaded after the update
-        core.after_update(given)
+        core.note_update(given)
         self._pending = False
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
         self._progress.note(self.last_epoch, self.budget, self._last_lr[0])
         if core.finished:
-            self._run.check_end(core)
+            self._run.check_end()
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
@@ -288,9 +291,9 @@ class GNSScheduler(LRScheduler):
             return
         if core.decision_due:
             unscale(optimizer)
-            if not self._run.decide(core):
+            if not self._run.decide():
                 return
-        core.before_update()
+        core.set_rates()
         self._note_rates()
         self._written = WrittenRates(optimizer)
         self._applying = True
@@ -300,10 +303,7 @@ class GNSScheduler(LRScheduler):
             self._warn(advice.ANOTHER_SCHEDULER)
         updating(optimizer)
         make_own(optimizer)
-        if self._at_start and any(
-            float(group["lr"]) != float(initial)
-            for group, initial in zip(optimizer.param_groups, self.base_lrs, strict=True)
-        ):
+        if self._at_start and list(map(float, rates_of(optimizer))) != list(map(float, self.base_lrs)):
             self._warn(advice.CHANGED_RATES)
         return self._run.begin(optimizer, self.base_lrs, self.last_epoch)
 
@@ -359,15 +359,16 @@ class GNSScheduler(LRScheduler):
 
         :param total_steps: number of updates T of the whole run, where it is another than it was begun with
         :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
+        :raises LayerGraphError: if it is of another model
+        :raises StateError: if it is damaged; nothing is changed then
         """
-        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups))
+        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
         given = self.budget
         self._run.load_state_dict(state_dict)
         self._applying = False
         self._losses.clear()
         self._written = None
-        own = vars(self)
-        own.update({name: value for name, value in state_dict.items() if name in own})
+        vars(self).update({name: state_dict[name] for name in _OWN_STATE})
         if total_steps is not None:
             self.budget = total_steps
         elif self.budget != given:
