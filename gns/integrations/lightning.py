@@ -80,6 +80,11 @@ class LossReporter(Callback):
         for scheduler in self._schedulers:
             scheduler._begin_at_rates_found()
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say of runs that ended before their budget was spent which number to give."""
+        for scheduler in self._schedulers:
+            scheduler._progress.tell_if_unfinished()
+
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Take note of a loss, with its autograd graph as long as a scheduler lacks the layer graph."""
         if self._stepped:
