@@ -14,8 +14,7 @@ import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
-from agents.trackers.base import Tracker
-from agents.trackers.config import WandbConfig
+from agents.trackers.base import Tracker, WandbConfig
 from gns.errors import InvalidSettingError, MissingPackageError
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gns.errors import InvalidSettingError
-from gns.scheduler.history import READABLE
+from gns.scheduler.readable import READABLE
 
 if TYPE_CHECKING:
     from gns.scheduler.history import RunHistory
