@@ -92,7 +92,7 @@ def test_the_paper_configuration_is_the_published_one(compose):
     settings = training(compose("train_agent", "env=gns-paper", "agent=gns-paper"))
     env, agent = settings.env, settings.agent
     assert (env.decision.mode, env.decision.interval(300), env.reward_probability) == ("gns-paper", 10, 0.2)
-    assert not env.guard.enabled and env.reward == "gns-paper"
+    assert not env.guard.enabled and env.reward == "squared-metric"
     assert (agent.clip_range, agent.n_epochs, agent.gamma, agent.gae_lambda, agent.ent_coef) == (
         0.2,
         20,

@@ -13,10 +13,11 @@ from agents.controllers import ScheduleController
 from agents.evaluation.protocol import SETTING, Grid, runs_frame, tune
 from agents.evaluation.sweep import Job, run_jobs
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, Episode
+from envs.env_config import EnvConfig
+from envs.episode import Episode
 from envs.tasks import Task
 from gns.errors import require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.schedules.profiles import get_profile
 
 

@@ -29,7 +29,7 @@ from agents.training.resuming import (
 from agents.training.schedule_reference import BaselineConfig, ScheduleReference
 from agents.training.watch import Progress, Watch
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
 from gns.policy.artefact import GNSPolicy
