@@ -26,7 +26,7 @@ from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.rate_control import RateControl
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
-from gns.features.moments import group_of_each, optimizer_kind
+from gns.features.moments import as_real, group_of_each, optimizer_kind
 from gns.features.schemas import compute_features, get_schema
 from gns.features.statistics import OPTIMIZER_KINDS, SUM_U2, RunStatistics
 from gns.features.sums import read_sums
@@ -135,7 +135,7 @@ class DecisionCore(RateControl):
             else:
                 group["lr"] = rate
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
-            self._before_last = [local(p.detach()).clone() for p in self._parameters]
+            self._before_last = [as_real(local(p.detach())).clone() for p in self._parameters]
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
@@ -144,7 +144,7 @@ class DecisionCore(RateControl):
             self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
         self._losses[memory.interval_updates].copy_(loss)
         if self._before_last is not None:
-            changes = torch._foreach_sub([local(p.detach()) for p in self._parameters], self._before_last)
+            changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
             per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None

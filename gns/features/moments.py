@@ -52,7 +52,8 @@ def read_moments(
 ) -> Moments:
     """Read an optimizer's state for P parameters.
 
-    :param parameters: P tensors; those the optimizer does not hold have a coming update of 0
+    :param parameters: P tensors; those the optimizer does not hold have a coming update of 0. Complex ones are read as
+        pairs of real numbers
     :param gradients: their pending gradients; None where there is none, and then no update comes either
     :param steps: updates done so far, used where the optimizer does not count them itself
     """
@@ -62,15 +63,16 @@ def read_moments(
     updates: dict[int, Tensor] = {}
     momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
     for group, chosen in split_alike(optimizer, parameters, gradients):
-        ws = [parameters[i].detach() for i in chosen]
-        gs = [_or_zeros(gradients[i], parameters[i]) for i in chosen]
-        states = [optimizer.state.get(parameters[i], {}) for i in chosen]
+        ws = [as_real(parameters[i].detach()) for i in chosen]
+        gs = [as_real(_or_zeros(gradients[i], parameters[i])) for i in chosen]
+        states = [real_state(optimizer, parameters[i]) for i in chosen]
         found = read_alike(kind, group, states, ws, gs, steps)
         momentum_scale[chosen], second_scale[chosen] = found.momentum_scale, found.second_scale
         momenta.update(zip(chosen, found.momenta or [], strict=False))
         seconds.update(zip(chosen, found.seconds or [], strict=False))
         if gradients[chosen[0]] is not None:
             updates.update(zip(chosen, found.updates, strict=False))
+    parameters, gradients = [as_real(p) for p in parameters], [None if g is None else as_real(g) for g in gradients]
     # Beside tensors with momentum, zeros say "none"; a squared gradient stands for a missing second moment.
     count = range(len(parameters))
     return Moments(
@@ -100,6 +102,19 @@ def split_alike(
             done = counted_steps(state.get("step", 1), 1) if started else 0
             parts.setdefault((number, done, gradients[i] is not None), []).append(i)
     return [(optimizer.param_groups[number], chosen) for (number, _, _), chosen in parts.items()]
+
+
+def as_real(tensor: Any) -> Any:
+    """Return complex numbers as pairs of real ones, which is how optimizers treat them, without their gradient."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the optimizer's state of a tensor, :func:`as_real`."""
+    state = optimizer.state.get(parameter, {})
+    if not parameter.is_complex():
+        return state
+    return {key: as_real(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
