@@ -229,7 +229,7 @@ class GNSScheduler(LRScheduler):
         return self.run_history().plot(path, kind, feature, decision)
 
     def save_history(self, path: str | Path) -> Path:
-        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, see :mod:`gns.tools.history_files`."""
+        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, and return the file."""
         return self.run_history().save(path)
 
     def remove(self) -> None:
