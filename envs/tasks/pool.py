@@ -25,15 +25,24 @@ Draws = np.random.Generator
 
 # The families that a source is fit for, and the most training examples taken of it.
 SOURCES: dict[str, tuple[tuple[str, ...], int]] = {
-    "digits": (("mlp", "cnn", "transformer"), 1078),
-    "mnist1d": (("mlp", "cnn", "transformer"), 3000),
-    "teacher": (("mlp",), 4000),
-    "mixture": (("mlp",), 4000),
+    "digits": (("mlp", "cnn", "transformer", "recurrent", "bare"), 1078),
+    "mnist1d": (("mlp", "cnn", "transformer", "bare"), 3000),
+    "teacher": (("mlp", "bare"), 4000),
+    "mixture": (("mlp", "bare"), 4000),
     "fashion_mnist": (("mlp", "cnn", "transformer"), 10_000),
     "sst2": (("mlp", "transformer"), 8000),
     "cola": (("mlp", "transformer"), 5000),
+    # From edition 1 on, whole sources: no number of examples is drawn.
+    "breast_cancer": (("mlp", "bare"), 427),
+    "wine": (("mlp", "bare"), 134),
+    "diabetes": (("mlp", "bare"), 332),
+    "patterns": (("mlp", "cnn", "transformer", "recurrent", "bare"), 6000),
+    "graphs": (("graph",), 6000),
+    "characters": (("language", "recurrent"), 20_000),
+    "words": (("bag", "transformer", "recurrent"), 8757),
 }
 EMBEDDED = ("digits", "mnist1d", "teacher", "mixture")  # need no data root
+EDITIONS = (0, 1)
 _PRETRAINING_EXAMPLES = 2000
 _HIGHEST_RATE, _LOWEST_RATE = 10.0, 1e-8  # bounds of decisions
 _TRIES = 50
@@ -46,9 +55,11 @@ class PoolConfig:
     Sources, families and optimizers take turns; all else is drawn for each task by itself.
 
     :param size: number of tasks; 0: none
+    :param edition: how they are drawn, so that what was drawn once can be drawn again: 0, many small and noisy tasks;
+        1, what people train (:mod:`envs.tasks.pool_people`)
     :param seed: seed of all of them
     :param sources: names in :data:`SOURCES`
-    :param families: names in :data:`envs.tasks.pool_models.FAMILIES`
+    :param families: names in :data:`envs.tasks.pool_models.FAMILIES`; one that stands here twice comes twice as often
     :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
     :param noisy: share of classification tasks with label noise, of 0 to 0.3
     :param rescaled: share of tasks whose inputs are multiplied by 0.1 to 10, and shifted
@@ -59,11 +70,13 @@ class PoolConfig:
     :param batch_sizes: smallest and largest, drawn log-uniformly
     :param budgets: smallest and largest of all tasks' budgets in updates
     :param budget_spread: largest over smallest budget of one task
+    :param passes: from edition 1 on: fewest and most passes over the data that the largest budget of a task makes
     :param operations: floating-point operations of an episode, at most: of its updates' products and convolutions
     :param reward_examples: examples of the reward split, at most
     """
 
     size: int = 64
+    edition: int = 0
     seed: int = 0
     sources: tuple[str, ...] = EMBEDDED
     families: tuple[str, ...] = ("mlp", "cnn", "transformer")
@@ -77,12 +90,15 @@ class PoolConfig:
     batch_sizes: tuple[int, int] = (8, 256)
     budgets: tuple[int, int] = (20, 2000)
     budget_spread: float = 4.0
+    passes: tuple[float, float] = (1.0, 30.0)
     operations: float = 1e10
     reward_examples: int = 400
 
     def __post_init__(self) -> None:
         if self.size < 0:
             raise InvalidSettingError(f"pool.size is {self.size}; expected 0 or more.")
+        if self.edition not in EDITIONS:
+            raise InvalidSettingError(f"pool.edition is {self.edition}; expected one of {EDITIONS}.")
         for what, names, known in (
             ("sources", self.sources, SOURCES),
             ("families", self.families, FAMILIES),
@@ -100,6 +116,8 @@ class PoolConfig:
             require_count(f"the smallest of pool.{name}", low)
             if not low <= high:
                 raise InvalidSettingError(f"pool.{name} is {(low, high)}; expected (smallest, largest).")
+        if not 0.0 < self.passes[0] <= self.passes[1]:
+            raise InvalidSettingError(f"pool.passes is {self.passes}; expected (fewest, most), above 0.")
         require_count("pool.reward_examples", self.reward_examples)
         require_positive("pool.operations", self.operations)
         if not self.budget_spread >= 1.0:
@@ -112,8 +130,13 @@ class PoolConfig:
 
     @property
     def kinds(self) -> list[tuple[str, str]]:
-        """Pairs of source and family."""
-        return [(source, family) for source in self.sources for family in SOURCES[source][0] if family in self.families]
+        """Pairs of source and family, as often as the family is named."""
+        return [
+            (source, family)
+            for source in self.sources
+            for family in SOURCES[source][0]
+            for _ in range(self.families.count(family))
+        ]
 
 
 def draw_pool(config: PoolConfig) -> list[Task]:
@@ -122,7 +145,16 @@ def draw_pool(config: PoolConfig) -> list[Task]:
     :raises DataNotFoundError: if a source that is drawn is a set by Hub id and nowhere to be had
     :raises InvalidSettingError: if no network small enough for ``operations`` is found
     """
-    return [_draw(config, number) for number in range(config.size)]
+    return [draw_task(config, number) for number in range(config.size)]
+
+
+def draw_task(config: PoolConfig, number: int) -> Task:
+    """Return one task of a pool. Errors as :func:`draw_pool`."""
+    if config.edition == 0:
+        return _draw(config, number)
+    from envs.tasks.pool_people import draw_of_people  # which needs this module
+
+    return draw_of_people(config, number)
 
 
 def _draw(config: PoolConfig, number: int) -> Task:

@@ -1,4 +1,4 @@
-"""Networks of drawn tasks, each a body and a head: fully connected, convolutional, transformers."""
+"""Networks of drawn tasks, each a body and a head: fully connected, convolutional, transformers, and their table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from envs.tasks import pool_layers
 from envs.tasks.base import Task
 from envs.tasks.pool_data import VOCABULARY, DataSpec, load, reproducible
 
@@ -25,12 +26,18 @@ class NetworkSpec:
     :param outputs: numbers of its output
     :param widths: of the hidden layers, in channels for a ``cnn``; of a ``transformer`` all alike
     :param activation: a name in :data:`ACTIVATIONS`
-    :param norm: ``none``, ``batch``, or ``layer`` (of a ``cnn``: group norm); a ``transformer`` has layer norm
+    :param norm: ``none``, ``batch``, or ``layer`` (of a ``cnn``: group norm; ``group``: that one written
+        out, so that many runs share it); a ``transformer`` has layer norm
     :param residual: whether a layer whose input has its width is added to it
     :param dropout: share of activations dropped; 0: no such layer
     :param pooling: of a ``cnn``: ``average``, ``max`` (of images) or ``stride``
     :param flat: of a ``cnn``: whether its head reads every position, not their mean
-    :param patch: of a ``transformer`` on signals: points of a token
+    :param patch: of a ``transformer`` or ``recurrent`` network on signals: points of a token
+    :param cell: of a ``recurrent`` network, a name in :data:`envs.tasks.pool_layers.CELLS`; of a ``graph`` network one
+        in :data:`envs.tasks.pool_layers.GRAPH_LAYERS`
+    :param vocabulary: tokens there are, where examples are numbers of tokens
+    :param sequence: whether there is an output for every token
+    :param parametrised: whether linear and convolutional layers are weight normalised
     """
 
     family: str
@@ -44,10 +51,17 @@ class NetworkSpec:
     pooling: str = "average"
     flat: bool = False
     patch: int = 1
+    cell: str = "gru"
+    vocabulary: int = VOCABULARY
+    sequence: bool = False
+    parametrised: bool = False
 
     def build(self) -> Network:
         """Return the network, drawn from torch's global random numbers."""
-        return FAMILIES[self.family](self)
+        network = FAMILIES[self.family](self)
+        if self.parametrised:
+            pool_layers.weight_normalise(network)
+        return network
 
 
 class Network(nn.Module):
@@ -105,7 +119,8 @@ def _cnn(spec: NetworkSpec) -> Network:
         strided = halved and spec.pooling == "stride"
         layer: list[nn.Module] = [convolution(before, after, 3, stride=2 if strided else 1, padding=1)]
         if spec.norm != "none":
-            layer.append(batch_norm(after) if spec.norm == "batch" else nn.GroupNorm(2 if after < 16 else 4, after))
+            group_norm = pool_layers.GroupNorm if spec.norm == "group" else nn.GroupNorm
+            layer.append(batch_norm(after) if spec.norm == "batch" else group_norm(2 if after < 16 else 4, after))
         layer.append(ACTIVATIONS[spec.activation]())
         layers.append((Residual if spec.residual and before == after and not strided else nn.Sequential)(*layer))
         if halved and not strided:
@@ -171,7 +186,7 @@ def _transformer(spec: NetworkSpec) -> Network:
     """An encoder with norms first, on rows of pixels, patches of signals or numbers of tokens."""
     width = spec.widths[0]
     if len(spec.shape) == 1:
-        count, begin = spec.shape[0], [nn.Embedding(VOCABULARY, width)]
+        count, begin = spec.shape[0], [nn.Embedding(spec.vocabulary, width)]
     else:
         count, taken = (spec.shape[1:]) if len(spec.shape) == 3 else (spec.shape[1] // spec.patch, spec.patch)
         begin = [Patches(spec.patch), nn.Linear(taken, width)]  # type: ignore[list-item]
@@ -187,7 +202,16 @@ def _dropout(spec: NetworkSpec) -> list[nn.Module]:
     return [nn.Dropout(spec.dropout)] if spec.dropout else []
 
 
-FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {"mlp": _mlp, "cnn": _cnn, "transformer": _transformer}
+FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "transformer": _transformer,
+    "recurrent": pool_layers.recurrent,
+    "bag": pool_layers.bag,
+    "graph": pool_layers.graph,
+    "bare": pool_layers.bare,
+    "language": pool_layers.language_model,
+}
 
 
 @dataclass(frozen=True)
