@@ -23,8 +23,8 @@ from agents.trackers import TrackerConfig, make_tracker
 from agents.training.resuming import Resuming, identity_of
 from agents.training.train import TrainConfig, train, versions
 from agents.training.watch import Progress
+from envs.pool import PoolConfig, draw_pool
 from envs.tasks import Task, get_task
-from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
 
 _OUTSIDE_TRAINING = ("name", "task", "pool", "validation_tasks", "tracker", "data_root", "resume")

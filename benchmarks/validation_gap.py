@@ -28,8 +28,8 @@ from agents.runtime.command import CONFIG_FOLDER, plain, use_data_root
 from agents.runtime.settings import build
 from agents.training.ppo import single_thread
 from envs.learning_rate_env import EnvConfig, Episode
+from envs.pool import PoolConfig
 from envs.tasks import Task
-from envs.tasks.pool import PoolConfig
 from gns.features.schemas import log_loss
 from train_agent import ValidationTasks
 

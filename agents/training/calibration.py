@@ -1,29 +1,49 @@
-"""Calibrated default rates: what one rate an optimizer would have served a set of tasks best, from tuning curves."""
+"""Calibrated default rates: what one rate an optimizer would have served a set of tasks best, from tuning curves.
+
+``python -m agents.training.calibration CURVES [--write FILE] [--date DAY]`` prints what fixed rates, and rates
+predicted from static facts, cost on tasks they were not chosen on. With ``--write`` it stores the rates of those
+profiles that were measured for every kind of optimizer, where :mod:`gns.schedules.calibrated` reads them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.training.curve_records import BRANCH, RECIPE, TUNING, read_records
+
 LEARNS_BELOW = 0.8  # of the loss at the start: a tuned run that ends above it has learned nothing
 ALIKE_WITHIN = 0.15  # of a log loss between the best and the worst rate: any rate would do
 # Rates before anything was measured: of Adam and its kin; of SGD as effective rate, lr / (1 - momentum).
-FIRST_GUESS = {"adam": 0.011, "adamw": 0.014, "sgdm": 0.48, "sgd": 0.41}
+FIRST_GUESS = {"adam": 0.012, "sgd": 0.45}
 FINE_TUNING_GUESS = 0.3  # times
-FEWEST_TASKS = 8  # that a calibrated rate is computed from
-_HORIZON = 2.0  # log loss over the best, at most: one lost run must not decide
-GRID = np.round(np.arange(-6.0, 2.5001, 0.02), 2)  # log10 of rates, or of effective rates
+FEWEST_TASKS = 5  # that a calibrated rate is computed from
+PROFILES = ("rex", "cosine", "linear")
+GRID = np.round(np.arange(-6.0, 2.5001, 0.02), 2)  # log10 of rates, of SGD of effective ones
+_LARGEST_REGRET = 2.0  # of a log loss: one lost run must not decide
+_RIDGE = 3.0  # strength, in tasks
 
 
-def effective(optimizer: str, momentum: float) -> float:
+# ---------------------------------------------------------------------- one curve
+
+
+def kind_of(facts: Mapping[str, Any]) -> str:
+    """Return the kind of a task's optimizer: SGD with and without momentum are one, and so are Adam and AdamW."""
+    return "sgd" if facts["optimizer"].startswith("sgd") else "adam"
+
+
+def effective(facts: Mapping[str, Any]) -> float:
     """Return what a rate is multiplied by to compare it between momenta: ``1 / (1 - momentum)`` for SGD, 1 for Adam."""
-    return 1.0 / (1.0 - momentum) if optimizer.startswith("sgd") else 1.0
+    return 1.0 / (1.0 - facts["momentum"]) if kind_of(facts) == "sgd" else 1.0
 
 
 def log_losses(record: Mapping[str, Any], profile: str) -> np.ndarray:
-    """Return log losses of a tuning record, (seeds, rates), NaN and lost runs as the largest that count."""
+    """Return log losses of a tuning record, (seeds, rates); of lost runs infinity."""
     lines = [line for line, name in enumerate(record["profiles"]) if name == profile]
     losses = np.array([record["losses"][line] for line in lines], dtype=float)
     lost = np.array([record["diverged"][line] for line in lines], dtype=bool)
@@ -31,17 +51,16 @@ def log_losses(record: Mapping[str, Any], profile: str) -> np.ndarray:
 
 
 def smoothed(curve: np.ndarray) -> np.ndarray:
-    """Smooth log losses over rates, (..., rates): weights 1/4, 1/2, 1/4 within the valley, edges kept.
+    """Smooth log losses over rates, (rates,), by weights 1/4, 1/2, 1/4.
 
-    A rate beside a lost run keeps its own value, so that a cliff stays where it is.
+    Ends, and rates beside a cliff of more than 1 or a lost run, keep their own value: a cliff stays where it is.
     """
-    before = np.concatenate([curve[..., :1], curve[..., :-1]], axis=-1)
-    after = np.concatenate([curve[..., 1:], curve[..., -1:]], axis=-1)
-    near = np.where(np.isfinite(before) & np.isfinite(after), 0.25 * before + 0.25 * after, np.inf)
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(before - after)
-        mixed = 0.5 * curve + near
-    return np.where(np.isfinite(mixed) & (gap < 1.0), mixed, curve)
+    found = curve.copy()
+    for i in range(1, len(curve) - 1):
+        near = curve[i - 1 : i + 2]
+        if np.isfinite(near).all() and np.ptp(near) < 1.0:
+            found[i] = near @ (0.25, 0.5, 0.25)
+    return found
 
 
 def judged(record: Mapping[str, Any], profile: str = "cosine") -> str:
@@ -51,77 +70,218 @@ def judged(record: Mapping[str, Any], profile: str = "cosine") -> str:
     :param profile: whose curve is looked at, where there is one
     """
     profile = profile if profile in record["profiles"] else record["profiles"][0]
-    curves = log_losses(record, profile)
-    curve = smoothed(curves.mean(axis=0))
+    curve = smoothed(log_losses(record, profile).mean(axis=0))
     best = float(curve.min())
     if not best < np.log(LEARNS_BELOW * record["facts"]["start_loss"]):
         return "learns nothing"
-    if float(np.minimum(curve, best + _HORIZON).max()) - best < ALIKE_WITHIN:
+    if float(np.minimum(curve, best + _LARGEST_REGRET).max()) - best < ALIKE_WITHIN:
         return "every rate is alike"
-    if int(np.argmin(curve)) in (0, curve.shape[-1] - 1):
+    if int(np.argmin(curve)) in (0, len(curve) - 1):
         return "the best rate is at an end"
     return ""
 
 
-def regrets(record: Mapping[str, Any], profile: str) -> np.ndarray:
-    """Return the log loss over the task's best at each rate of :data:`GRID`, effective for SGD; at most 2.
+def learnable(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the tuning records, of all, whose tasks teach something."""
+    return [record for record in records if record["kind"] == TUNING and judged(record) == ""]
 
-    Rates beyond the curve cost what its ends cost.
+
+def regret_curve(record: Mapping[str, Any], profile: str) -> np.ndarray:
+    """Return the smoothed log loss over the curve's best point at each rate of :data:`GRID`; at most 2.
+
+    Beyond its ends a curve costs what they cost. The best point is that of the mean over seeds, not smoothed, so that
+    even the best rate costs a little: the floor of this measure.
     """
-    facts, curves = record["facts"], log_losses(record, profile)
-    curve = np.minimum(smoothed(curves.mean(axis=0)), 1e3)
-    curve = np.minimum(curve - curve.min(), _HORIZON)
-    rates = np.log10(np.array(record["rates"]) * effective(facts["optimizer"], facts["momentum"]))
-    return np.interp(GRID, rates, curve)
+    mean = log_losses(record, profile).mean(axis=0)
+    curve = np.minimum(smoothed(mean) - mean.min(), _LARGEST_REGRET)
+    return np.interp(GRID, np.log10(np.array(record["rates"]) * effective(record["facts"])), curve)
 
 
-def calibrated_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return by profile and then by optimizer (and ``fine-tuning``) the rate with the least mean regret.
+# ---------------------------------------------------------------------- one rate for many tasks
 
-    Of SGD with and without momentum it is one effective rate. ``fine-tuning`` is a factor on an optimizer's own.
 
-    :param records: of kind ``tuning``; those that teach nothing are left out
+def _regrets(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
+    """Return the regret of each of some tasks over rates, (tasks, rates of the grid)."""
+    return np.array([regret_curve(record, profile) for record in records])
+
+
+def _best(regrets: np.ndarray) -> float:
+    """Return log10 of the rate with the least mean regret, (tasks, rates of the grid): the middle of those as good."""
+    mean = regrets.mean(axis=0)
+    return float(GRID[mean <= mean.min() + 1e-3].mean())
+
+
+def calibrate(records: Sequence[Mapping[str, Any]], resamples: int = 0) -> dict[str, dict[str, dict[str, float]]]:
+    """Return by profile, then by kind of optimizer and ``fine-tuning``, the rate with the least mean regret.
+
+    ``fine-tuning`` is a factor on the rates of all kinds. What fewer than five tasks speak for is left out.
+
+    :param records: of any kind; tuning records of tasks that teach something count
+    :param resamples: bootstrap samples of the tasks that ``low`` and ``high`` (95 %) come from; 0: neither is given
     """
-    found: dict[str, dict[str, float]] = {}
-    learnable = [record for record in records if judged(record) == ""]
-    for profile in ("rex", "cosine", "linear"):
-        rates: dict[str, float] = {}
-        for kind in ("adam", "adamw", "sgd"):
-            some = [r for r in learnable if kind_of(r["facts"]) == (kind, False) and profile in r["profiles"]]
+    teaching, draws = learnable(records), np.random.default_rng(0)
+    profiles: dict[str, dict[str, dict[str, float]]] = {}
+    for profile in PROFILES:
+        seen = [record for record in teaching if profile in record["profiles"]]
+        tuned = [record for record in seen if record["facts"]["fine_tuning"]]
+        scratch = [record for record in seen if not record["facts"]["fine_tuning"]]
+        found: dict[str, dict[str, float]] = {}
+        for kind in FIRST_GUESS:
+            some = [record for record in scratch if kind_of(record["facts"]) == kind]
             if len(some) >= FEWEST_TASKS:
-                mean = np.mean([regrets(record, profile) for record in some], axis=0)
-                rates[kind] = float(10.0 ** GRID[int(np.argmin(mean))])
-        tuned = [r for r in learnable if r["facts"]["fine_tuning"] and profile in r["profiles"]]
+                found[kind] = _with_interval(_regrets(some, profile), resamples, draws)
         if len(tuned) >= FEWEST_TASKS:
-            rates["fine-tuning"] = _factor(tuned, profile, rates)
-        found[profile] = rates
+            shifts = [np.log10(_rate(found, kind_of(record["facts"]))) for record in tuned]
+            shifted = [
+                np.interp(GRID, GRID - s, line) for s, line in zip(shifts, _regrets(tuned, profile), strict=True)
+            ]
+            found["fine-tuning"] = _with_interval(np.array(shifted), resamples, draws)
+        if found:
+            profiles[profile] = found
+    return profiles
+
+
+def _with_interval(regrets: np.ndarray, resamples: int, draws: np.random.Generator) -> dict[str, float]:
+    count = len(regrets)
+    found: dict[str, float] = {"rate": _plain(_best(regrets)), "tasks": count}
+    if resamples:
+        again = [_best(regrets[draws.integers(count, size=count)]) for _ in range(resamples)]
+        found["low"], found["high"] = (_plain(value) for value in np.quantile(again, [0.025, 0.975]))
     return found
 
 
-def _factor(records: Sequence[Mapping[str, Any]], profile: str, rates: Mapping[str, float]) -> float:
-    """Return the factor on each optimizer's rate that has the least mean regret on fine-tuning tasks."""
-    shifts = np.arange(-2.0, 1.0, 0.02)
-    total = np.zeros(len(shifts))
-    for record in records:
-        kind = kind_of(record["facts"])[0]
-        rate = np.log10(rates.get(kind, FIRST_GUESS[kind]))
-        total += np.interp(rate + shifts, GRID, regrets(record, profile))
-    return float(10.0 ** shifts[int(np.argmin(total))])
+def _plain(log_rate: float) -> float:
+    return float(f"{10.0**log_rate:.3g}")
 
 
-def kind_of(facts: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the kind of an optimizer, SGD with and without momentum as one, and whether the task is fine-tuning."""
-    optimizer = facts["optimizer"]
-    return ("sgd" if optimizer.startswith("sgd") else optimizer), facts["fine_tuning"]
+def _rate(rates: Mapping[str, Mapping[str, float]], kind: str) -> float:
+    return rates[kind]["rate"] if kind in rates else FIRST_GUESS[kind]
 
 
-def starting_rate(facts: Mapping[str, Any], profile: str, rates: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the default rate of a task's optimizer; a first guess where nothing was measured.
+def starting_rate(facts: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the default rate of a task's optimizer; a first guess where too few tasks were measured.
 
     :param facts: of the task
-    :param rates: what :func:`calibrated_rates` returned
+    :param rates: what :func:`calibrate` returned for one profile
     """
-    kind, fine_tuning = kind_of(facts)
-    own = rates.get(profile, {})
-    rate = own.get(kind, FIRST_GUESS[kind]) / effective(facts["optimizer"], facts["momentum"])
-    return rate * (own.get("fine-tuning", FINE_TUNING_GUESS) if fine_tuning else 1.0)
+    factor = rates["fine-tuning"]["rate"] if "fine-tuning" in rates else FINE_TUNING_GUESS
+    return _rate(rates, kind_of(facts)) / effective(facts) * (factor if facts["fine_tuning"] else 1.0)
+
+
+# ---------------------------------------------------------------------- what it costs on other tasks
+
+
+def static_facts(facts: Mapping[str, Any]) -> np.ndarray:
+    """Return what is known before the first update as numbers, (F,)."""
+    kinds, layers = facts["kinds"], facts["layers"]
+    logs = ("budget", "batch_size", "examples", "passes", "parameters", "layers")
+    return np.array(
+        [
+            *(np.log10(facts[name]) for name in logs),
+            np.log10(1.0 - facts["momentum"]),
+            np.log10(1.0 - facts["beta2"]) if facts["beta2"] else -1.5,
+            np.log10(facts["weight_decay"] + 1e-5),
+            *(kinds[name] / layers for name in sorted(kinds)),
+            *(float(facts[name]) for name in ("batch_norm", "layer_norm", "recurrent", "fine_tuning", "clipped")),
+            *(float(kind_of(facts) == kind) for kind in FIRST_GUESS),
+        ]
+    )
+
+
+def _centre(regrets: np.ndarray) -> float:
+    """Return the middle of a curve's valley, log10 of a rate: less noise than its lowest point."""
+    weights = np.exp(-(regrets - regrets.min()) / 0.03)
+    return float(weights @ GRID / weights.sum())
+
+
+def predicted_rates(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
+    """Return log10 of the rate that a ridge regression on static facts gives each task, fitted to all others, (N,).
+
+    It starts from the fixed rate of the kind of optimizer: with no fact worth anything it gives that one.
+    """
+    features = np.array([static_facts(record["facts"]) for record in records])
+    targets = np.array([_centre(curve) for curve in _regrets(records, profile)])
+    found = np.zeros(len(records))
+    for i in range(len(records)):
+        rest = np.arange(len(records)) != i
+        mean, deviation = features[rest].mean(axis=0), features[rest].std(axis=0) + 1e-9
+        x = np.clip((features - mean) / deviation, -3.0, 3.0)
+        base = targets[rest].mean()
+        gram = x[rest].T @ x[rest] + _RIDGE * np.eye(x.shape[1])
+        found[i] = base + x[i] @ np.linalg.solve(gram, x[rest].T @ (targets[rest] - base))
+    return found
+
+
+def fixed_rates(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
+    """Return log10 of the rate calibrated for each task on all other tasks, (N,)."""
+    found = []
+    for i, record in enumerate(records):
+        rates = calibrate([other for j, other in enumerate(records) if j != i]).get(profile, {})
+        facts = record["facts"]
+        found.append(np.log10(starting_rate(facts, rates) * effective(facts)))
+    return np.array(found)
+
+
+def leave_one_out(records: Sequence[Mapping[str, Any]], profile: str) -> dict[str, np.ndarray]:
+    """Return regrets in log loss of several ways to choose a rate, each on every task that teaches something, (N,).
+
+    ``floor`` is the smoothed curve's own best point; ``tuned`` the best rate of one seed, measured on the other, where
+    there are two; ``fixed`` and ``static`` know nothing of the task's curve.
+    """
+    seen = [record for record in learnable(records) if profile in record["profiles"]]
+    curves = _regrets(seen, profile)
+
+    def at(rates: np.ndarray) -> np.ndarray:
+        return np.array([np.interp(rate, GRID, curve) for rate, curve in zip(rates, curves, strict=True)])
+
+    found = {"floor": curves.min(axis=1), "fixed": at(fixed_rates(seen, profile))}
+    found["static"] = at(predicted_rates(seen, profile))
+    pairs = [log_losses(record, profile) for record in seen]
+    found["tuned"] = np.array([_tuned_on_the_other(pair) for pair in pairs if len(pair) > 1])
+    return found
+
+
+def _tuned_on_the_other(curves: np.ndarray) -> float:
+    best = curves.mean(axis=0).min()
+    ways = [curves[1][np.argmin(curves[0])], curves[0][np.argmin(curves[1])]]
+    return float(np.mean(np.minimum(np.array(ways) - best, _LARGEST_REGRET)))
+
+
+def ratio_with_interval(regrets: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+    """Return the geometric mean of loss over the best, and its bootstrap interval over tasks (95 %)."""
+    draws = np.random.default_rng(0)
+    means = regrets[draws.integers(len(regrets), size=(resamples, len(regrets)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.exp(regrets.mean())), float(np.exp(low)), float(np.exp(high))
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m agents.training.calibration", description=__doc__.split("\n")[0])
+    parser.add_argument("curves", type=Path, help="file of records, see agents.training.curves")
+    parser.add_argument("--write", type=Path, help="where the rates are stored")
+    parser.add_argument("--date", default="", help="the day that is stored with them")
+    given = parser.parse_args(arguments)
+    records = list(read_records(given.curves))
+    teaching = learnable(records)
+    profiles = calibrate(records, resamples=500)
+    kinds = [record["kind"] for record in records]
+    print(f"{kinds.count(TUNING)} tuning curves, {len(teaching)} of them learnable; {kinds.count(BRANCH)} branches")
+    for profile, rates in profiles.items():
+        for kind, found in rates.items():
+            print(f"{profile} {kind}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
+        for way, regrets in leave_one_out(records, profile).items():
+            if len(regrets):
+                print(f"{profile} {way}: %.3f [%.3f, %.3f] over {len(regrets)} tasks" % ratio_with_interval(regrets))
+    if given.write:
+        pools = [record["pool"] for record in records if record["kind"] == RECIPE]
+        whole = {name: rates for name, rates in profiles.items() if {*FIRST_GUESS, "fine-tuning"} <= set(rates)}
+        known = {"date": given.date, "tasks": len(teaching), "profiles": whole, "pools": pools}
+        given.write.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from envs.pool.people import passes_of
 from envs.tasks import Task
-from envs.tasks.pool_people import passes_of
 from envs.training_run import TrainingRun
 from gns.graph.layer_graph import NODE_TYPES, layer_graph
 

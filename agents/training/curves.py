@@ -1,7 +1,7 @@
 """Collects cost curves: what a training run ends at, for many rates, from its start and from states in its middle.
 
 ``python -m agents.training.curves OUT`` goes on where the files in OUT end, and may be stopped at any time. Tasks are
-those of a pool (:mod:`envs.tasks.pool`), so that a record names its task by the pool's settings and a number. There are
+those of a pool (:mod:`envs.pool`), so that a record names its task by the pool's settings and a number. There are
 two kinds of record, one JSON object a line:
 
 - ``tuning``: rates over four decades, and beyond where the best is at an end, for several profiles and seeds;
@@ -15,12 +15,10 @@ Losses are those on the reward split.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,25 @@ import numpy as np
 import torch
 import yaml
 
-from agents.runtime.settings import build
 from agents.training import curve_facts
-from agents.training.calibration import LEARNS_BELOW, calibrated_rates, judged, starting_rate
+from agents.training.calibration import LEARNS_BELOW, calibrate, judged, starting_rate
+from agents.training.curve_records import (
+    BRANCH,
+    FAILED,
+    RECIPE,
+    TUNING,
+    Records,
+    pool_of,
+    recipe_of,
+    rounded,
+)
 from envs import EnvConfig
 from envs.batched.branches import Ends, begin_all, branch, rates_to_the_end, train_to_the_end
 from envs.batched.env import BatchedEnv
 from envs.batched.runs import BatchedRuns
-from envs.tasks import Task, pool_data
-from envs.tasks.pool import PoolConfig, draw_task
+from envs.pool import PoolConfig, draw_task
+from envs.pool import data as pool_data
+from envs.tasks import Task
 from gns import DecisionConfig, GuardConfig
 from gns.errors import GNSError, StateError
 
@@ -46,8 +54,7 @@ RATES, BEYOND = 13, 6  # rates of a tuning curve; rates added where its best one
 FACTORS = tuple(10.0 ** (quarter / 4.0) for quarter in range(-4, 5))
 DECISIONS, BRANCHED_AT = 20, (1, 2, 4, 7, 10, 14)  # of a run; decisions that are branched, about 5 to 70 % of it
 TRUNKS = 3  # runs of a task that are branched
-_TRUNK_PROFILES = (("rex", 0.6), ("cosine", 0.3), ("linear", 0.1))
-TUNING, BRANCH, FAILED, RECIPE = "tuning", "branch", "failed", "recipe"
+_TRUNK_PROFILES = {"rex": 0.6, "cosine": 0.3, "linear": 0.1}
 PROBED = slice(0, RATES, 3)  # rates of one run each that tell whether the whole curve is worth its cost
 PROBE_LEARNS_BELOW = 0.5 + 0.5 * LEARNS_BELOW  # of the loss at the start; the best rate may lie between two
 
@@ -83,9 +90,9 @@ def tuning_curve(task: Task, number: int) -> dict[str, Any]:
     return {
         "profiles": [profile for profile, _ in lines],
         "seeds": [seed for _, seed in lines],
-        "rates": _rounded(rates, 6),
-        "losses": _rounded(losses, 5),  # (profile and seed, rate)
-        "metrics": _rounded(metrics, 4),
+        "rates": rounded(rates, 6),
+        "losses": rounded(losses, 5),  # (profile and seed, rate)
+        "metrics": rounded(metrics, 4),
         "diverged": diverged.astype(int).tolist(),
     }
 
@@ -179,7 +186,7 @@ def branches(task: Task, prior: float, draws: np.random.Generator) -> list[dict[
     :param draws: where seeds, rates and changes come from
     """
     copies = BatchedRuns(task, task.optimizer, TRUNKS * len(FACTORS))
-    names, shares = zip(*_TRUNK_PROFILES, strict=True)
+    names, shares = list(_TRUNK_PROFILES), list(_TRUNK_PROFILES.values())
     trunks = []
     for _ in range(TRUNKS):
         rate = float(np.clip(prior * 10.0 ** draws.uniform(-1.5, 1.0), 1e-7, 10.0))
@@ -199,11 +206,11 @@ def branches(task: Task, prior: float, draws: np.random.Generator) -> list[dict[
             alive[number] = alive[number] and _go_on(env, actions[decision])
         if decision + 1 not in BRANCHED_AT or not any(alive):
             continue
-        ends = _branched(copies, [env for _, _, env in trunks], [trunk["profile"] for trunk, _, _ in trunks])
+        ends = _branched(copies, [env for _, _, env in trunks], [str(trunk["profile"]) for trunk, _, _ in trunks])
         for lives, (trunk, actions, env), its in zip(alive, trunks, ends, strict=True):
             if lives:
                 done = {"decision": decision + 1, "update": env.controls[0].update, "actions": actions[: decision + 1]}
-                records.append({**trunk, **done, **_observed(env), **_curve(its)})
+                records.append({**trunk, **done, **observed(env), **_curve(its)})
     return records
 
 
@@ -223,86 +230,24 @@ def _branched(copies: BatchedRuns, envs: Sequence[BatchedEnv], profiles: Sequenc
     return [ends[place * count : (place + 1) * count] for place in range(len(envs))]
 
 
-def _observed(env: BatchedEnv) -> dict[str, Any]:
+def observed(env: BatchedEnv) -> dict[str, Any]:
+    """Return what a run shows at its decision: its rate, its layers' types, blocks and features, and its own."""
     nodes = env.observed["nodes"][0][: env.graph.num_nodes]  # type: ignore[attr-defined]
     globals_ = env.observed["globals"][0]  # type: ignore[attr-defined]
     return {
         "rate": float(f"{env.controls[0].learning_rate:.6g}"),
-        "nodes": _rounded(nodes, 3, False),
-        "globals": _rounded(globals_, 3, False),
+        "nodes": rounded(nodes, 3, False),
+        "globals": rounded(globals_, 3, False),
     }
 
 
 def _curve(ends: Ends) -> dict[str, Any]:
     return {
-        "factors": _rounded(np.array(FACTORS), 5),
-        "losses": _rounded(ends.losses, 5),
-        "metrics": _rounded(ends.metrics, 4),
+        "factors": rounded(np.array(FACTORS), 5),
+        "losses": rounded(ends.losses, 5),
+        "metrics": rounded(ends.metrics, 4),
         "diverged": ends.diverged.astype(int).tolist(),
     }
-
-
-# ---------------------------------------------------------------------- records
-
-
-def _rounded(values: np.ndarray, digits: int, significant: bool = True) -> Any:
-    """Return plain numbers, to some significant digits or decimals; NaN becomes None."""
-
-    def one(value: float) -> float | None:
-        if not np.isfinite(value):
-            return None
-        return float(f"{value:.{digits}g}") if significant else round(float(value), digits)
-
-    if values.ndim == 1:
-        return [one(value) for value in values.tolist()]
-    return [_rounded(row, digits, significant) for row in values]
-
-
-def recipe_of(pool: PoolConfig) -> tuple[str, dict[str, Any]]:
-    """Return what identifies a pool whatever its size, and its settings."""
-    settings = {name: value for name, value in asdict(pool).items() if name != "size"}
-    text = json.dumps(settings, sort_keys=True)
-    return f"{zlib.crc32(text.encode()):08x}", json.loads(text)
-
-
-def pool_of(settings: Mapping[str, Any]) -> PoolConfig:
-    """Return the pool of a ``recipe`` record's settings."""
-    return build(PoolConfig, dict(settings), "pool")
-
-
-class Records:
-    """A file of records that only grows; a last line that was cut off by a kill is dropped.
-
-    :param path: the file, made if it is not there
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                with path.open("r+b") as file:
-                    file.truncate(len(whole))
-        self.all: list[dict[str, Any]] = list(read_records(path))
-
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records, all of them or none."""
-        with self.path.open("ab") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records).encode())
-        self.all += [dict(record) for record in records]
-
-    def numbers(self, recipe: str, *kinds: str) -> set[int]:
-        """Return the tasks of a pool that there are records of some kinds of."""
-        return {record["number"] for record in self.all if record["kind"] in kinds and record["recipe"] == recipe}
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file, a last line that was cut off left out."""
-    if path.exists():
-        for line in path.read_text().split("\n")[:-1]:
-            yield json.loads(line)
 
 
 # ---------------------------------------------------------------------- the command
@@ -323,12 +268,12 @@ def collect(records: Records, pool: PoolConfig, until: int, first: int = 0, ever
             if number not in records.numbers(recipe, TUNING, FAILED):
                 _collect_one(records, pool, recipe, number, None)
         tuned = [record for record in records.all if record["kind"] == TUNING]
-        rates = calibrated_rates(tuned)
+        rates = calibrate(tuned).get("rex", {})
         done = records.numbers(recipe, BRANCH, FAILED)
         for record in tuned:
             teaches = record["recipe"] == recipe and record["number"] in numbers and judged(record) == ""
             if teaches and record["number"] not in done:
-                _collect_one(records, pool, recipe, record["number"], starting_rate(record["facts"], "rex", rates))
+                _collect_one(records, pool, recipe, record["number"], starting_rate(record["facts"], rates))
 
 
 def _collect_one(records: Records, pool: PoolConfig, recipe: str, number: int, prior: float | None) -> None:

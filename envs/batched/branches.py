@@ -92,11 +92,11 @@ def copy_into(copies: BatchedRuns, sources: Sequence[tuple[BatchedRuns, int]]) -
     :param sources: of each copy the runs, and the number of one of them, (N,)
     :raises InvalidSettingError: if there are not as many, or these are runs of another task or optimizer
     """
-    others = [source for source, _ in sources if not _alike(source, copies)]
+    others = sum(not _alike(source, copies) for source, _ in sources)
     if len(sources) != copies.size or others:
         raise InvalidSettingError(
-            f"{len(sources)} runs were given to {copies.size} copies of {copies.task.name} and "
-            f"{copies.optimizer.name}, {len(others)} of them of another task or optimizer; expected as many copies, of the same."
+            f"{len(sources)} runs were given to {copies.size} copies, {others} of them not of task {copies.task.name} "
+            f"and optimizer {copies.optimizer.name}; expected as many as copies, all of these."
         )
     for copy, (source, run) in enumerate(sources):
         to, from_ = int(copies.rows[copy]), int(source.rows[run])

@@ -1,4 +1,4 @@
-"""More networks of drawn tasks: recurrent ones, bags of embeddings, graph layers, bare parameters, language models.
+"""Layers of drawn tasks' networks: attention, recurrent ones, bags of embeddings, graph layers, bare parameters.
 
 Layers are written out where PyTorch's own cannot be evaluated for many runs at once; parameters, their names and their
 initial values are PyTorch's.
@@ -8,17 +8,87 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-if TYPE_CHECKING:
-    from envs.tasks.pool_models import Network, NetworkSpec
+# ---------------------------------------------------------------------- plain ones
+
+
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the sum."""
+        return inputs + super().forward(inputs)
+
+
+class MeanPosition(nn.Module):
+    """Mean over all positions of images or signals."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return (N, channels)."""
+        return inputs.flatten(2).mean(dim=2)
+
+
+class Positions(nn.Module):
+    """Adds a learned vector to each token."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(tokens, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens (N, T, width) with their places in them."""
+        return tokens + self.weight
+
+
+class Attention(nn.Module):
+    """Self-attention of two heads (Vaswani et al., 2017), written out so that many runs share it under ``vmap``."""
+
+    heads = 2
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens (N, T, width) that have read each other."""
+        q, k, v = (
+            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return self.out((weights @ v).transpose(-2, -3).flatten(-2))
+
+
+class Patches(nn.Module):
+    """Signals (N, 1, length) as tokens (N, T, patch), images (N, 1, H, W) as their rows (N, H, W)."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return tokens."""
+        return inputs[:, 0] if inputs.dim() == 4 else inputs[:, 0].unflatten(-1, (-1, self.patch))
+
+
+class Mean(nn.Module):
+    """Mean over tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (N, width)."""
+        return tokens.mean(dim=1)
 
 
 # ---------------------------------------------------------------------- recurrent
+
+
+def _affine(layer: nn.RNNBase, which: str, values: Tensor) -> Tensor:
+    """Return what the layer's gates read of its input (``ih``) or its state (``hh``)."""
+    return nn.functional.linear(values, getattr(layer, f"weight_{which}_l0"), getattr(layer, f"bias_{which}_l0"))
 
 
 class GRU(nn.GRU):
@@ -27,9 +97,9 @@ class GRU(nn.GRU):
     def forward(self, tokens: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the state after each token, (N, T, width)."""
         state = tokens.new_zeros(len(tokens), self.hidden_size)
-        states, read = [], nn.functional.linear(tokens, self.weight_ih_l0, self.bias_ih_l0)
+        states, read = [], _affine(self, "ih", tokens)
         for now in read.unbind(1):
-            kept = nn.functional.linear(state, self.weight_hh_l0, self.bias_hh_l0)
+            kept = _affine(self, "hh", state)
             (r, z, n), (kr, kz, kn) = now.chunk(3, -1), kept.chunk(3, -1)
             update = (z + kz).sigmoid()
             new = (n + (r + kr).sigmoid() * kn).tanh()
@@ -44,9 +114,9 @@ class LSTM(nn.LSTM):
     def forward(self, tokens: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the state after each token, (N, T, width)."""
         state = cell = tokens.new_zeros(len(tokens), self.hidden_size)
-        states, read = [], nn.functional.linear(tokens, self.weight_ih_l0, self.bias_ih_l0)
+        states, read = [], _affine(self, "ih", tokens)
         for now in read.unbind(1):
-            gates = now + nn.functional.linear(state, self.weight_hh_l0, self.bias_hh_l0)
+            gates = now + _affine(self, "hh", state)
             i, f, g, o = gates.chunk(4, -1)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
             state = o.sigmoid() * cell.tanh()
@@ -60,9 +130,9 @@ class RNN(nn.RNN):
     def forward(self, tokens: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the state after each token, (N, T, width)."""
         state = tokens.new_zeros(len(tokens), self.hidden_size)
-        states, read = [], nn.functional.linear(tokens, self.weight_ih_l0, self.bias_ih_l0)
+        states, read = [], _affine(self, "ih", tokens)
         for now in read.unbind(1):
-            state = (now + nn.functional.linear(state, self.weight_hh_l0, self.bias_hh_l0)).tanh()
+            state = (now + _affine(self, "hh", state)).tanh()
             states.append(state)
         return torch.stack(states, dim=1)
 
@@ -78,50 +148,15 @@ class LastPosition(nn.Module):
         return tokens[:, -1]
 
 
-def recurrent(spec: NetworkSpec) -> Network:
-    """Recurrent layers over rows of pixels, patches of signals, or embedded tokens; the head reads the last state."""
-    from envs.tasks.pool_models import Mean, Network
-
-    begin, width = _tokens(spec)
-    layers: list[nn.Module] = [*begin]
-    for after in spec.widths:
-        layers.append(CELLS[spec.cell](width, after, batch_first=True))
-        width = after
-    if spec.norm == "layer":
-        layers.append(nn.LayerNorm(width))
-    if not spec.sequence:
-        layers.append(Mean() if spec.pooling == "average" else LastPosition())
-    return Network(nn.Sequential(*layers, *_dropout(spec)), nn.Linear(width, spec.outputs))
-
-
-def _tokens(spec: NetworkSpec) -> tuple[list[nn.Module], int]:
-    """Return what makes tokens (N, T, width) of examples, and their width."""
-    from envs.tasks.pool_models import Patches
-
-    if len(spec.shape) == 1:
-        return [nn.Embedding(spec.vocabulary, spec.widths[0])], spec.widths[0]
-    return [Patches(spec.patch)], spec.shape[-1] if len(spec.shape) == 3 else spec.patch
-
-
 # ---------------------------------------------------------------------- text
 
 
 class EmbeddingBag(nn.EmbeddingBag):
     """``nn.EmbeddingBag`` for bags of one size, written out: the mean of rows."""
 
-    def forward(self, tokens: Tensor, *unused: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor, *unused: Tensor | None) -> Tensor:
         """Return (N, width)."""
         return nn.functional.embedding(tokens, self.weight).mean(dim=-2)
-
-
-def bag(spec: NetworkSpec) -> Network:
-    """A bag of embeddings, and fully connected layers on it."""
-    from envs.tasks.pool_models import ACTIVATIONS, Network
-
-    layers: list[nn.Module] = [EmbeddingBag(spec.vocabulary, spec.widths[0])]
-    for before, after in pairwise(spec.widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[spec.activation](), *_dropout(spec)]
-    return Network(nn.Sequential(*layers), nn.Linear(spec.widths[-1], spec.outputs))
 
 
 # ---------------------------------------------------------------------- graphs
@@ -156,14 +191,6 @@ class GraphBody(nn.Module):
 GRAPH_LAYERS = ("gcn", "sage", "graph")
 
 
-def graph(spec: NetworkSpec) -> Network:
-    """Graph layers and a head."""
-    from envs.tasks.pool_models import ACTIVATIONS, Network
-
-    body = GraphBody(spec.cell, spec.shape[1] - spec.shape[0], spec.widths, ACTIVATIONS[spec.activation])
-    return Network(body, nn.Linear(spec.widths[-1], spec.outputs))
-
-
 # ---------------------------------------------------------------------- norms, parameters in other hands
 
 
@@ -191,16 +218,6 @@ class Bare(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (N, outputs)."""
         return inputs @ self.matrix * self.gain + self.offset
-
-
-def bare(spec: NetworkSpec) -> Network:
-    """A fully connected network of layers that PyTorch does not name."""
-    from envs.tasks.pool_models import ACTIVATIONS, Network
-
-    layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in pairwise([int(torch.Size(spec.shape).numel()), *spec.widths]):
-        layers += [Bare(before, after), ACTIVATIONS[spec.activation](), *_dropout(spec)]
-    return Network(nn.Sequential(*layers), Bare(spec.widths[-1], spec.outputs))
 
 
 class _LengthAndDirection(nn.Module):
@@ -243,20 +260,3 @@ class CausalAttention(nn.Module):
         later = torch.ones(count, count, dtype=torch.bool, device=tokens.device).triu(1)
         weights = scores.masked_fill(later, -1e9).softmax(dim=-1)
         return self.out((weights @ v).transpose(-2, -3).flatten(-2))
-
-
-def language_model(spec: NetworkSpec) -> Network:
-    """A decoder with norms first (Radford et al., 2019) on numbers of tokens; outputs (N, T, vocabulary)."""
-    from envs.tasks.pool_models import ACTIVATIONS, Network, Positions, Residual
-
-    width = spec.widths[0]
-    layers: list[nn.Module] = [nn.Embedding(spec.vocabulary, width), Positions(spec.shape[0], width)]
-    for _ in spec.widths:
-        between = [nn.Linear(width, 2 * width), ACTIVATIONS[spec.activation](), *_dropout(spec)]
-        layers.append(Residual(nn.LayerNorm(width), CausalAttention(width)))
-        layers.append(Residual(nn.LayerNorm(width), *between, nn.Linear(2 * width, width)))
-    return Network(nn.Sequential(*layers, nn.LayerNorm(width)), nn.Linear(width, spec.outputs))
-
-
-def _dropout(spec: NetworkSpec) -> list[nn.Module]:
-    return [nn.Dropout(spec.dropout)] if spec.dropout else []

@@ -1,6 +1,6 @@
 """More sources of drawn tasks: tables, text of Python's standard library, made-up images, and made-up graphs.
 
-Each has what :class:`envs.tasks.pool_data.DataSpec` asks of a source: ``shape``, ``classes`` or ``outputs``,
+Each has what :class:`envs.pool.data.DataSpec` asks of a source: ``shape``, ``classes`` or ``outputs``,
 ``training_data()`` and ``view()``; all are the same in every process of one version of Python and scikit-learn.
 """
 

@@ -1,6 +1,6 @@
 """Drawn tasks as people train: whole data, 1 to 30 passes, budgets to thousands, little noise, all kinds of layers.
 
-Edition 1 of :class:`envs.tasks.pool.PoolConfig`. A later edition gets a number of its own, so that whatever was
+Edition 1 of :class:`envs.pool.PoolConfig`. A later edition gets a number of its own, so that whatever was
 measured on a task can be measured again.
 """
 
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from envs.tasks.base import Metric, Task, accuracy, cross_entropy
-from envs.tasks.glue import mean_squared_error
-from envs.tasks.pool import _TRIES, PoolConfig, _error, _in_turn, _log_uniform, _rates, _scaled, _with_settings
-from envs.tasks.pool_data import MIXINGS, DataSpec, Images, Mixture, Teacher, load
-from envs.tasks.pool_layers import CELLS, GRAPH_LAYERS
-from envs.tasks.pool_models import ACTIVATIONS, NetworkSpec, Pretraining, fine_tuned
-from envs.tasks.pool_sources import (
+from envs.pool.common import TRIES, Draws, error, four_decades, in_turn, log_uniform, scaled, with_settings
+from envs.pool.config import PoolConfig
+from envs.pool.data import MIXINGS, DataSpec, Images, Mixture, Teacher, load
+from envs.pool.layers import CELLS, GRAPH_LAYERS
+from envs.pool.models import ACTIVATIONS, NetworkSpec, Pretraining, fine_tuned
+from envs.pool.sources import (
     CHARACTERS,
     TABLES,
     WORDS,
@@ -35,9 +34,9 @@ from envs.tasks.pool_sources import (
     Table,
     Words,
 )
+from envs.tasks.base import Metric, Task, accuracy, cross_entropy
+from envs.tasks.glue import mean_squared_error
 from gns.errors import InvalidSettingError
-
-Draws = np.random.Generator
 
 _LEARNED_FROM = ("digits", "patterns", "mixture")  # sources with classes to spare, which pretraining takes
 # What an operator costs beside its arithmetic, in floating-point operations of one of 26 runs side by side; a number
@@ -63,8 +62,8 @@ def draw_of_people(config: PoolConfig, number: int) -> Task:
     :raises InvalidSettingError: if no network small enough for ``operations`` is found
     """
     draws = np.random.default_rng([config.seed, number, 10])
-    source, family = _in_turn(config.kinds, config.seed, number, 11)
-    optimizer = _in_turn(config.optimizers, config.seed, number, 12)
+    source, family = in_turn(config.kinds, config.seed, number, 11)
+    optimizer = in_turn(config.optimizers, config.seed, number, 12)
     tuned = bool(draws.random() < config.fine_tuning)
     fine_tuning = tuned and source in _LEARNED_FROM and family in ("mlp", "cnn", "transformer")
     data, pretraining_data = _data(config, source, family, fine_tuning, draws)
@@ -72,13 +71,13 @@ def draw_of_people(config: PoolConfig, number: int) -> Task:
     loss, steepness, loss_name = _loss(data, classes, config, draws)
     settings = _settings(optimizer, draws)
     matrices = bool(draws.random() < 0.4) and settings["weight_decay"] > 0.0
-    groups = partial(_with_settings, tuple(settings.items()), matrices)
+    groups = partial(with_settings, tuple(settings.items()), matrices)
     clip_norm = 1.0 if draws.random() < config.clipped else None
-    metrics: dict[str, Metric] = {"accuracy": accuracy} if classes or _is_text(data) else {"mean_squared_error": _error}
+    metrics: dict[str, Metric] = {"accuracy": accuracy} if classes or _is_text(data) else {"mean_squared_error": error}
     outputs = len(data.classes) or data.source.outputs  # type: ignore[union-attr]
-    for tries in range(_TRIES):
+    for tries in range(TRIES):
         network = _network(family, data, outputs, draws)
-        batch_size = round(_log_uniform(draws, *config.batch_sizes))
+        batch_size = round(log_uniform(draws, *config.batch_sizes))
         task = Task(
             name=f"people_{number:05d}_{source}{loss_name}_{family}_{optimizer}{'_fine_tuned' if fine_tuning else ''}",
             load_training_data=partial(load, data),
@@ -92,14 +91,14 @@ def draw_of_people(config: PoolConfig, number: int) -> Task:
             metrics=metrics,
             higher_is_better="accuracy" in metrics,
             drawn=True,
-            learning_rates=_rates(fine_tuning, settings, 1.0 if fine_tuning else 0.5, steepness),
+            learning_rates=four_decades(fine_tuning, settings, 1.0 if fine_tuning else 0.5, steepness),
         )
-        training = _training(config, task, draws, whole=tries < _TRIES // 2)
+        training = _training(config, task, draws, whole=tries < TRIES // 2)
         if training is not None:
             break
     else:
         raise InvalidSettingError(
-            f"pool.operations is {config.operations:g}; no network for {task.name} of {_TRIES} drawn makes "
+            f"pool.operations is {config.operations:g}; no network for {task.name} of {TRIES} drawn makes "
             f"{config.budgets[0]} updates with so few. Raise it, or lower pool.budgets or pool.batch_sizes."
         )
     low = max(config.budgets[0], round(training.budget / config.budget_spread))
@@ -128,13 +127,13 @@ def _data(config: PoolConfig, name: str, family: str, fine_tuning: bool, draws: 
     noise = float(draws.uniform(0.02, 0.2)) if count and draws.random() < config.noisy else 0.0
     scale, shift = 1.0, 0.0
     if draws.random() < config.rescaled and name not in ("characters", "words", "graphs"):
-        scale = _log_uniform(draws, 0.2, 5.0)
+        scale = log_uniform(draws, 0.2, 5.0)
         shift = scale * draws.uniform(-0.5, 0.5)
     mixed = family in ("mlp", "bare") and len(source.shape) > 1 and draws.random() < config.mixed
     mixing = str(draws.choice(MIXINGS[1:3])) if mixed and not reconstructed else "none"
     examples = 10**6
     if name in ("teacher", "mixture"):
-        examples = round(_log_uniform(draws, 1000, 6000))
+        examples = round(log_uniform(draws, 1000, 6000))
     data = DataSpec(source, seed, examples, config.reward_examples, 0, kept, noise, scale, shift, mixing)
     rest = order[len(kept) :]
     return data, replace(data, classes=rest if len(rest) > 1 else kept, noise=0.0)
@@ -143,7 +142,7 @@ def _data(config: PoolConfig, name: str, family: str, fine_tuning: bool, draws: 
 def _source(name: str, family: str, draws: Draws) -> Any:
     seed, examples = (
         int(draws.integers(2**31)),
-        round(_log_uniform(draws, 1000, 5000 if family in ("mlp", "bare", "cnn") else 2500)),
+        round(log_uniform(draws, 1000, 5000 if family in ("mlp", "bare", "cnn") else 2500)),
     )
     if name in TABLES:
         return Table(name)
@@ -159,13 +158,13 @@ def _source(name: str, family: str, draws: Draws) -> Any:
     if name == "words":
         return Words(int(draws.choice([12, 16, 24])), int(draws.integers(3, 10)), round(examples / 5))
     if name == "teacher":
-        width, layers = round(_log_uniform(draws, 4, 32)), int(draws.integers(1, 3))
-        deviation, outputs = _log_uniform(draws, 0.1, 0.5), int(draws.integers(1, 5))
-        return Teacher(round(_log_uniform(draws, 4, 48)), width, layers, outputs, deviation, seed, seed + 1)
+        width, layers = round(log_uniform(draws, 4, 32)), int(draws.integers(1, 3))
+        deviation, outputs = log_uniform(draws, 0.1, 0.5), int(draws.integers(1, 5))
+        return Teacher(round(log_uniform(draws, 4, 48)), width, layers, outputs, deviation, seed, seed + 1)
     if name == "mixture":
-        inputs, latent = round(_log_uniform(draws, 8, 64)), round(_log_uniform(draws, 4, 12))
+        inputs, latent = round(log_uniform(draws, 8, 64)), round(log_uniform(draws, 4, 12))
         classes, clusters = int(draws.integers(4, 13)), int(draws.integers(1, 4))
-        return Mixture(inputs, latent, classes, clusters, _log_uniform(draws, 0.3, 0.8), seed)
+        return Mixture(inputs, latent, classes, clusters, log_uniform(draws, 0.3, 0.8), seed)
     return Images(f"{name}_mlp", {"digits": (1, 8, 8), "mnist1d": (1, 40)}[name])
 
 
@@ -186,8 +185,8 @@ def _loss(
     data: DataSpec, classes: bool, config: PoolConfig, draws: Draws
 ) -> tuple[Callable[[Any, Tensor], Tensor], float, str]:
     """Return a loss, how much larger than usual its gradients are, and what it adds to the task's name."""
-    scaled, summed = draws.random() < config.scaled_loss, draws.random() < 0.4
-    factor, name = (_log_uniform(draws, 0.2, 5.0), "") if scaled else (1.0, "")
+    is_scaled, summed = draws.random() < config.scaled_loss, draws.random() < 0.4
+    factor, name = (log_uniform(draws, 0.2, 5.0), "") if is_scaled else (1.0, "")
     steepness = max(1.0, data.scale)
     if _is_text(data):
         loss: Callable[[Any, Tensor], Tensor] = next_token
@@ -199,7 +198,7 @@ def _loss(
         if summed:  # over the numbers of an example, as autoencoders have it
             factor, name = factor * data.source.outputs, f"{name}_summed"  # type: ignore[union-attr]
             steepness = max(1.0, steepness * factor / 3.0)
-    return (loss if factor == 1.0 else partial(_scaled, loss, factor)), steepness, name
+    return (loss if factor == 1.0 else partial(scaled, loss, factor)), steepness, name
 
 
 # ---------------------------------------------------------------------- networks
@@ -222,7 +221,7 @@ def _network(family: str, data: DataSpec, outputs: int, draws: Draws) -> Network
         widths = (channels[-1],) * layers if residual else tuple(channels)
     else:
         most = 48 if family in ("recurrent", "graph") else 128
-        drawn = [round(_log_uniform(draws, 8, most)) for _ in range(layers)]
+        drawn = [round(log_uniform(draws, 8, most)) for _ in range(layers)]
         widths = (drawn[0],) * layers if residual else tuple(drawn)
     cell = (
         str(draws.choice(list(CELLS), p=[0.5, 0.3, 0.2])) if family == "recurrent" else str(draws.choice(GRAPH_LAYERS))
@@ -278,7 +277,7 @@ def _training(config: PoolConfig, task: Task, draws: Draws, whole: bool) -> Trai
     :param whole: whether the fewest passes must be made
     """
     examples = len(task.training_data().train)
-    passes = _log_uniform(draws, *config.passes)
+    passes = log_uniform(draws, *config.passes)
     lowest, highest = config.batch_sizes
     smallest, largest = config.budgets
     seen = passes * examples
