@@ -26,7 +26,7 @@ ROUNDS = 3
 
 
 def seconds_of(task: Task, count: int, updates: int) -> tuple[float, float]:
-    """Return seconds of all branches side by side and one by one, the least of some rounds; each with its evaluation."""
+    """Return seconds of all branches side by side and one by one, evaluation too, the least of rounds."""
     begun = updates // 10
     levels = np.geomspace(1e-4, 1e-2, count)
     rates = rates_to_the_end(list(levels), ["rex"] * count, updates, begun)

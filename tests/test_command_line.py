@@ -164,7 +164,7 @@ def test_a_policy_is_described_as_text(policy, run):
     assert (status, err) == (0, "")
     expected = [
         f"policy {policy}: valid",
-        "recursive: rate <- rate * 3^a",
+        "recursive: rate = level, level <- level * 3^a",
         "within [1e-06, 2]",
         "30 a run",
         "digits_mlp",
@@ -182,7 +182,7 @@ def test_a_terminal_gets_a_table(policy, run, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
     status, out, _ = run("inspect", policy)
-    assert status == 0 and "─" in out and "rate <- rate" in out
+    assert status == 0 and "─" in out and "level <- level" in out
     shown = re.sub("\x1b\\[[0-9;]*m", "", out)  # without colours
     assert max(len(line) for line in shown.splitlines()[1:]) <= 60
 
@@ -463,8 +463,8 @@ def test_the_decisions_planned_are_those_a_run_takes(plan, models, policy, budge
         if core.decision_due:
             core.decide(0.0)
             decided.append(update)
-        core.before_update()
-        core.after_update(torch.tensor(1.0))
+        core.set_rates()
+        core.note_update(torch.tensor(1.0))
     assert (found["decisions"], found["interval"]) == (len(decided), core.interval)
     assert found["last_interval"] == budget - decided[-1]
     assert found["training"] == TRAINING and found["min_lr"] == 1e-6

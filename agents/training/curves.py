@@ -53,6 +53,7 @@ _LOGGER = logging.getLogger(__name__)
 RATES, BEYOND = 13, 6  # rates of a tuning curve; rates added where its best one is at an end
 FACTORS = tuple(10.0 ** (quarter / 4.0) for quarter in range(-4, 5))
 DECISIONS, BRANCHED_AT = 20, (1, 2, 4, 7, 10, 14)  # of a run; decisions that are branched, about 5 to 70 % of it
+BASE = 10.0  # what an action of 1 multiplies the rate by
 TRUNKS = 3  # runs of a task that are branched
 _TRUNK_PROFILES = {"rex": 0.6, "cosine": 0.3, "linear": 0.1}
 PROBED = slice(0, RATES, 3)  # rates of one run each that tell whether the whole curve is worth its cost
@@ -131,7 +132,9 @@ def begin_trunk(task: Task, trunk: Mapping[str, Any], features: str = "gns-1") -
     :param trunk: what a ``branch`` record says of it: seed, start_rate, profile, budget, decisions
     :param features: schema of its observations
     """
-    decision = DecisionConfig(profile=trunk["profile"], num_decisions=trunk["decisions"], features=features)
+    decision = DecisionConfig(
+        mode="profile", profile=trunk["profile"], base=BASE, num_decisions=trunk["decisions"], features=features
+    )
     config = EnvConfig(
         optimizers=(task.optimizer,),
         budgets=None,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from envs.batched.runs import BatchedRuns
-from envs.learning_rate_env import bounded_loss
+from envs.rewards import bounded_loss
 from gns.errors import InvalidSettingError
 from gns.schedules.profiles import get_profile
 
@@ -80,7 +80,7 @@ def ends_of(runs: BatchedRuns) -> Ends:
     """Evaluate all runs on the reward split."""
     figures = runs.evaluate_reward_split(list(range(runs.size)))
     losses = np.array([figure.loss for figure in figures])
-    finite = torch.stack([tensor.isfinite().all(dim=1) for tensor in runs._tensors()]).all(dim=0).cpu().numpy()
+    finite = torch.stack([tensor.isfinite().all(dim=1) for tensor in runs.tensors()]).all(dim=0).cpu().numpy()
     diverged = ~(np.isfinite(losses) & finite[runs.rows])
     metrics = np.where(diverged, np.nan, [figure.metric for figure in figures])
     return Ends(np.array([bounded_loss(loss) for loss in losses.tolist()]), metrics, diverged)
@@ -103,8 +103,8 @@ def copy_into(copies: BatchedRuns, sources: Sequence[tuple[BatchedRuns, int]]) -
         for ours, theirs in zip(_tensors(copies), _tensors(source), strict=True):
             ours[to] = theirs[from_]
         copies.optimizer.steps[to] = source.optimizer.steps[from_]
-        copies._streams[copy] = copies._stream(seed=0)
-        copies._streams[copy].load(source._streams[run].state())
+        copies.streams[copy] = copies.new_stream(seed=0)
+        copies.streams[copy].load(source.streams[run].state())
 
 
 def _alike(one: BatchedRuns, other: BatchedRuns) -> bool:
@@ -112,7 +112,7 @@ def _alike(one: BatchedRuns, other: BatchedRuns) -> bool:
 
 
 def _tensors(runs: BatchedRuns) -> list[torch.Tensor]:
-    return [*runs._tensors(), runs.gradients, runs.losses, *runs._buffers.values()]
+    return [*runs.tensors(), runs.gradients, runs.losses, *runs.buffers.values()]
 
 
 def branch(copies: BatchedRuns, sources: Sequence[tuple[BatchedRuns, int]], rates: torch.Tensor) -> Ends:

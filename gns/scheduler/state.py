@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from gns.deciding.decision import DecisionConfig, DecisionCore
-from gns.errors import InvalidSettingError
 from gns.graph.layer_graph import LayerGraph, trainable_parameters
 from gns.parallel.distributed import agree
-from gns.policy.artefact import GNSPolicy
-from gns.scheduler.policy_source import fingerprint
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,67 +51,9 @@ def graph_of_first_rank(
     return graph if plain == own else None if plain is None else graph_from_plain(plain)
 
 
-def require_state_of(state: Mapping[str, Any], policy: GNSPolicy, groups: int) -> None:
-    """Pass the state dict of a scheduler with this policy, whose optimizer has so many parameter groups.
-
-    :raises InvalidSettingError: on any other
-    """
-    if missing := {"core", "policy", "decision", "budget"} - set(state):
-        raise InvalidSettingError(
-            f"This state dict lacks {sorted(missing)}; expected one of a GNSScheduler. Load that of the scheduler "
-            "that the run was begun with."
-        )
-    if state["policy"] != fingerprint(policy):
-        raise InvalidSettingError(
-            "The state dict is of a run with another policy; expected the one given. Make the scheduler with the "
-            "policy the run was begun with, or begin a new schedule without the state dict."
-        )
-    if len(state["base_lrs"]) != groups:
-        raise InvalidSettingError(
-            f"The state dict has {len(state['base_lrs'])} parameter groups and the optimizer {groups}; expected as "
-            "many. Make the optimizer as it was."
-        )
-
-
 def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return a core's state with its tensors beside the parameters, wherever they were loaded to."""
     if core is None:
         return None
     device = next(iter(trainable_parameters(model).values())).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in core.items()}
-
-
-def make_core(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    graph: LayerGraph,
-    budget: int,
-    config: DecisionConfig,
-    initial_lrs: list[float | Tensor],
-    state: dict[str, Any] | None,
-    updates: int,
-    process_group: ProcessGroup | None = None,
-) -> DecisionCore:
-    """Make the decision core of a run, whatever the optimizer's rates are by now.
-
-    :param initial_lrs: initial rate of each parameter group
-    :param state: state dict of the core that it goes on from, if there is one
-    :param updates: updates done; without a state the core then goes on from the optimizer's rates
-    :param process_group: see :class:`gns.deciding.decision.DecisionCore`
-    """
-    now = [float(group["lr"]) for group in optimizer.param_groups]
-    for group, initial in zip(optimizer.param_groups, initial_lrs, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].copy_(torch.as_tensor(initial))
-        else:
-            group["lr"] = float(initial)
-    core = DecisionCore(model, optimizer, graph, budget, config, process_group)
-    if state is not None:
-        core.load_state_dict(state)
-    elif updates:
-        fresh = core.state_dict()
-        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"update": updates, "steps": updates}})
-        scale = core.shared_rate(now) / (core.initial_lrs[0] * core.factor)
-        fresh = core.state_dict()
-        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"scale": scale}})
-    return core
