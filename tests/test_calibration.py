@@ -103,10 +103,10 @@ def test_regrets_are_bounded_and_smallest_at_the_best_rate():
 
 
 def test_what_is_chosen_without_a_task_costs_more_on_it_than_tuning_and_facts_help_where_they_tell():
-    powers = [-2.5, -1.5] * 6
+    powers = [-2.5, -1.5] * 25
     some = [record(10.0**p, batch_norm=p > -2.0, budget=300 + 10 * i) for i, p in enumerate(powers)]
     regrets = {way: values.mean() for way, values in leave_one_out(some, "rex").items()}
-    assert regrets["floor"] < 0.03 and regrets["tuned"] < regrets["static"] < 0.5 * regrets["fixed"]
+    assert regrets["floor"] < 0.03 and regrets["tuned"] < regrets["static"] < 0.6 * regrets["fixed"]
 
 
 def test_the_command_tells_regrets_and_stores_rates(tmp_path, capsys):

@@ -26,7 +26,8 @@ FEWEST_TASKS = 5  # that a calibrated rate is computed from
 PROFILES = ("rex", "cosine", "linear")
 GRID = np.round(np.arange(-6.0, 2.5001, 0.02), 2)  # log10 of rates, of SGD of effective ones
 _LARGEST_REGRET = 2.0  # of a log loss: one lost run must not decide
-_RIDGE = 3.0  # strength, in tasks
+_RIDGE = 100.0  # strength of the regression on static facts, in tasks
+_KERNEL = np.exp(-0.5 * (np.arange(-40, 41) * 0.02 / 0.15) ** 2)  # over the grid: 0.15 decades, less than between rates
 
 
 # ---------------------------------------------------------------------- one curve
@@ -106,9 +107,14 @@ def _regrets(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
 
 
 def _best(regrets: np.ndarray) -> float:
-    """Return log10 of the rate with the least mean regret, (tasks, rates of the grid): the middle of those as good."""
-    mean = regrets.mean(axis=0)
-    return float(GRID[mean <= mean.min() + 1e-3].mean())
+    """Return log10 of the rate with the least mean regret, smoothed over rates: (tasks, rates of the grid)."""
+    mean = np.pad(regrets.mean(axis=0), len(_KERNEL) // 2, mode="edge")
+    return float(GRID[np.argmin(np.convolve(mean, _KERNEL / _KERNEL.sum(), "valid"))])
+
+
+def _shifted(regrets: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Return regrets over the ratio to a rate of each task, log10 of it (tasks,)."""
+    return np.array([np.interp(GRID, GRID - rate, line) for rate, line in zip(by, regrets, strict=True)])
 
 
 def calibrate(records: Sequence[Mapping[str, Any]], resamples: int = 0) -> dict[str, dict[str, dict[str, float]]]:
@@ -119,26 +125,33 @@ def calibrate(records: Sequence[Mapping[str, Any]], resamples: int = 0) -> dict[
     :param records: of any kind; tuning records of tasks that teach something count
     :param resamples: bootstrap samples of the tasks that ``low`` and ``high`` (95 %) come from; 0: neither is given
     """
-    teaching, draws = learnable(records), np.random.default_rng(0)
-    profiles: dict[str, dict[str, dict[str, float]]] = {}
+    teaching, profiles = learnable(records), {}
     for profile in PROFILES:
         seen = [record for record in teaching if profile in record["profiles"]]
-        tuned = [record for record in seen if record["facts"]["fine_tuning"]]
-        scratch = [record for record in seen if not record["facts"]["fine_tuning"]]
-        found: dict[str, dict[str, float]] = {}
-        for kind in FIRST_GUESS:
-            some = [record for record in scratch if kind_of(record["facts"]) == kind]
-            if len(some) >= FEWEST_TASKS:
-                found[kind] = _with_interval(_regrets(some, profile), resamples, draws)
-        if len(tuned) >= FEWEST_TASKS:
-            shifts = [np.log10(_rate(found, kind_of(record["facts"]))) for record in tuned]
-            shifted = [
-                np.interp(GRID, GRID - s, line) for s, line in zip(shifts, _regrets(tuned, profile), strict=True)
-            ]
-            found["fine-tuning"] = _with_interval(np.array(shifted), resamples, draws)
-        if found:
+        if found := _calibrated([record["facts"] for record in seen], _regrets(seen, profile), resamples):
             profiles[profile] = found
     return profiles
+
+
+def _calibrated(
+    facts: Sequence[Mapping[str, Any]], regrets: np.ndarray, resamples: int = 0
+) -> dict[str, dict[str, float]]:
+    """Return the rates of one profile, see :func:`calibrate`.
+
+    :param facts: of each task that teaches something
+    :param regrets: of each over rates, (tasks, rates of the grid)
+    """
+    kinds = np.array([kind_of(one) for one in facts])
+    tuned, draws = np.array([one["fine_tuning"] for one in facts], dtype=bool), np.random.default_rng(0)
+    found: dict[str, dict[str, float]] = {}
+    for kind in FIRST_GUESS:
+        some = (kinds == kind) & ~tuned
+        if some.sum() >= FEWEST_TASKS:
+            found[kind] = _with_interval(regrets[some], resamples, draws)
+    if tuned.sum() >= FEWEST_TASKS:
+        usual = np.array([np.log10(_rate(found, kind)) for kind in kinds[tuned]])
+        found["fine-tuning"] = _with_interval(_shifted(regrets[tuned], usual), resamples, draws)
+    return found
 
 
 def _with_interval(regrets: np.ndarray, resamples: int, draws: np.random.Generator) -> dict[str, float]:
@@ -183,42 +196,45 @@ def static_facts(facts: Mapping[str, Any]) -> np.ndarray:
             np.log10(facts["weight_decay"] + 1e-5),
             *(kinds[name] / layers for name in sorted(kinds)),
             *(float(facts[name]) for name in ("batch_norm", "layer_norm", "recurrent", "fine_tuning", "clipped")),
-            *(float(kind_of(facts) == kind) for kind in FIRST_GUESS),
         ]
     )
 
 
-def _centre(regrets: np.ndarray) -> float:
+def _centre(record: Mapping[str, Any], regrets: np.ndarray) -> float:
     """Return the middle of a curve's valley, log10 of a rate: less noise than its lowest point."""
-    weights = np.exp(-(regrets - regrets.min()) / 0.03)
+    rates = np.log10(np.array(record["rates"]) * effective(record["facts"]))
+    weights = np.exp(-(regrets - regrets.min()) / 0.03) * ((rates[0] <= GRID) & (rates[-1] >= GRID))
     return float(weights @ GRID / weights.sum())
 
 
 def predicted_rates(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
     """Return log10 of the rate that a ridge regression on static facts gives each task, fitted to all others, (N,).
 
-    It starts from the fixed rate of the kind of optimizer: with no fact worth anything it gives that one.
+    What the facts predict is the distance from the mean of the tasks with the same kind of optimizer, pretrained or
+    not. A common factor is then chosen by the other tasks' regrets, since a rate too high costs more than one too low.
     """
     features = np.array([static_facts(record["facts"]) for record in records])
-    targets = np.array([_centre(curve) for curve in _regrets(records, profile)])
+    regrets = _regrets(records, profile)
+    targets = np.array([_centre(record, curve) for record, curve in zip(records, regrets, strict=True)])
+    kinds = np.array([f"{kind_of(record['facts'])} {record['facts']['fine_tuning']}" for record in records])
     found = np.zeros(len(records))
     for i in range(len(records)):
         rest = np.arange(len(records)) != i
-        mean, deviation = features[rest].mean(axis=0), features[rest].std(axis=0) + 1e-9
-        x = np.clip((features - mean) / deviation, -3.0, 3.0)
-        base = targets[rest].mean()
+        means = {kind: targets[rest & (kinds == kind)].mean() for kind in set(kinds[rest])}
+        usual = np.array([means.get(kind, targets[rest].mean()) for kind in kinds])
+        x = np.clip((features - features[rest].mean(axis=0)) / (features[rest].std(axis=0) + 1e-9), -3.0, 3.0)
         gram = x[rest].T @ x[rest] + _RIDGE * np.eye(x.shape[1])
-        found[i] = base + x[i] @ np.linalg.solve(gram, x[rest].T @ (targets[rest] - base))
+        predicted = usual + x @ np.linalg.solve(gram, x[rest].T @ (targets - usual)[rest])
+        found[i] = predicted[i] + _best(_shifted(regrets[rest], predicted[rest]))
     return found
 
 
 def fixed_rates(records: Sequence[Mapping[str, Any]], profile: str) -> np.ndarray:
     """Return log10 of the rate calibrated for each task on all other tasks, (N,)."""
-    found = []
-    for i, record in enumerate(records):
-        rates = calibrate([other for j, other in enumerate(records) if j != i]).get(profile, {})
-        facts = record["facts"]
-        found.append(np.log10(starting_rate(facts, rates) * effective(facts)))
+    facts, regrets, found = [record["facts"] for record in records], _regrets(records, profile), []
+    for i, own in enumerate(facts):
+        rates = _calibrated([one for j, one in enumerate(facts) if j != i], np.delete(regrets, i, axis=0))
+        found.append(np.log10(starting_rate(own, rates) * effective(own)))
     return np.array(found)
 
 

@@ -34,6 +34,7 @@ from agents.training.curve_records import (
     RECIPE,
     TUNING,
     Records,
+    pack,
     pool_of,
     recipe_of,
     rounded,
@@ -314,7 +315,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the pool's")
     parser.add_argument("--first", type=int, default=0, help="number of the first task")
     parser.add_argument("--until", type=int, default=10_000, help="number of the task to stop before")
+    parser.add_argument("--pack", type=Path, help="collect nothing, and write what is there to this .xz file")
     given = parser.parse_args(arguments)
+    if given.pack:
+        pack(Records(given.out / "curves.jsonl").all, given.pack)
+        return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # diverged runs fill with denormals, which are ten times as slow
