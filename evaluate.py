@@ -17,18 +17,21 @@ from rich.console import Console
 from agents.controllers import Controller, make_controllers
 from agents.evaluation.comparison import Line, compare, hindsight
 from agents.evaluation.evidence import Evidence, evidence
-from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
+from agents.evaluation.protocol import EvaluationConfig, evaluate
+from agents.evaluation.results import Evaluation
 from agents.evaluation.results_cache import ResultsCache
-from agents.evaluation.shares import LEGEND as SHARES_LEGEND
-from agents.evaluation.shares import Shares, shares, shares_tables, write_shares
+from agents.evaluation.shares import Shares, shares
 from agents.evaluation.suite import Suite, prepare
 from agents.evaluation.sweep import RunCheckpoints
-from agents.evaluation.transfer import LEGEND, Cell, transfer, transfer_tables, write_transfer
+from agents.evaluation.transfer import TransferCell, transfer
 from agents.reports import wandb_report
 from agents.reports.controller_figures import Compared
 from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
-from agents.reports.files import prepare_folder, tables, write_results
+from agents.reports.files import NOTHING_LEGEND, prepare_folder, tables, write_results
 from agents.reports.kinds import WANDB, chosen_reports, command, write_reports
+from agents.reports.shares_tables import LEGEND as SHARES_LEGEND
+from agents.reports.shares_tables import shares_tables, write_shares
+from agents.reports.transfer_matrix import LEGEND, transfer_tables, write_transfer
 from agents.runtime.command import launch, plain, use_data_root
 from agents.runtime.progress import ProgressBar
 from agents.runtime.settings import build
@@ -147,7 +150,11 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
 
 
 def _print_comparison(
-    console: Console, evaluation: Evaluation, lines: list[Line], cells: Sequence[Cell], standing: Sequence[Shares]
+    console: Console,
+    evaluation: Evaluation,
+    lines: list[Line],
+    cells: Sequence[TransferCell],
+    standing: Sequence[Shares],
 ) -> None:
     for table in tables(lines):
         console.print(table)
@@ -155,6 +162,8 @@ def _print_comparison(
         "lr: initial rate (schedules: tuned on the reward split; all: mean over a policy's; own: needs none)."
     )
     console.print("vs best: test loss over the best tuned schedule's. cost: updates one result takes, over the budget.")
+    if any(line.learned_nothing for line in lines):
+        console.print(NOTHING_LEGEND, highlight=False)
     if standing:
         for table in shares_tables(standing):
             console.print(table)

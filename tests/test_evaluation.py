@@ -10,16 +10,8 @@ from rich.console import Console
 from agents.controllers import Ledger, ScheduleController, TrainedRun
 from agents.controllers.policy import PolicyController
 from agents.evaluation.comparison import compare, hindsight
-from agents.evaluation.protocol import (
-    COLUMNS,
-    Evaluation,
-    EvaluationConfig,
-    Grid,
-    InitialRates,
-    evaluate,
-    tune,
-    wider,
-)
+from agents.evaluation.protocol import EvaluationConfig, Grid, InitialRates, evaluate, wider
+from agents.evaluation.results import COLUMNS, Evaluation, tune
 from agents.evaluation.sweep import _path
 from agents.reports.files import markdown, prepare_folder, tables, write_results
 from envs.tasks import get_task

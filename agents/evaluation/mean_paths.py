@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from agents.evaluation.protocol import Evaluation
+from agents.evaluation.results import Evaluation
 
 _LOWEST = 1e-30  # a rate of 0 has no logarithm
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pandas as pd
-
-from agents.evaluation.protocol import SETTING, Evaluation, best_schedules
+from agents.evaluation.results import Evaluation, Setting, by_seed_and_rate
 from agents.evaluation.suite import PartResult
-from agents.reports.files import COLOURS, MARKERS
+from agents.reports.pictures import COLOURS, MARKERS
 
 _COLUMNS = 3
 
@@ -22,26 +20,24 @@ def draw_relative_rates(path: Path, result: PartResult) -> list[Path]:
     evaluation = result.evaluation
     if evaluation is None or not evaluation.references:
         return []
-    policies = [name for name in result.policies if name in set(evaluation.runs.controller)]
-    own = evaluation.runs[evaluation.runs.controller.isin(policies)]
-    if own.empty or own.groupby([*SETTING, "controller"]).initial_lr.nunique().max() < 2:
+    policies = [name for name in result.policies if name in evaluation.controllers]
+    own = [evaluation.runs_of(setting, name) for setting in evaluation.settings for name in policies]
+    if max((runs.initial_lr.nunique() for runs in own), default=0) < 2:
         return []
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    anchors = best_schedules(evaluation.tuned[evaluation.tuned.controller.isin(evaluation.references)])
-    groups = list(evaluation.runs.groupby(SETTING, sort=False))
-    columns = 2 if len(groups) in (2, 4) else min(_COLUMNS, len(groups))
-    rows = math.ceil(len(groups) / columns)
+    columns = 2 if len(evaluation.settings) in (2, 4) else min(_COLUMNS, len(evaluation.settings))
+    rows = math.ceil(len(evaluation.settings) / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(max(6.5, 4.2 * columns), 3.5 * rows + 0.9), layout="constrained", squeeze=False
     )
-    for axis, (setting, runs) in zip(axes.flat, groups, strict=False):
-        _draw_panel(axis, runs, evaluation, policies, anchors.loc[setting], result.trivial[setting[0]])
-        axis.set_title(f"{setting[0]}, {setting[1]}, {setting[2]} updates", fontsize=9)
-    for axis in axes.flat[len(groups) :]:
+    for axis, setting in zip(axes.flat, evaluation.settings, strict=False):
+        _draw_panel(axis, evaluation, setting, policies)
+        axis.set_title(setting.title, fontsize=9, parse_math=False)
+    for axis in axes.flat[len(evaluation.settings) :]:
         axis.remove()
     for row in axes:
         row[0].set_ylabel("test loss")
@@ -53,22 +49,21 @@ def draw_relative_rates(path: Path, result: PartResult) -> list[Path]:
     return [path]
 
 
-def _draw_panel(
-    axis: object, runs: pd.DataFrame, evaluation: Evaluation, policies: list[str], anchor: pd.Series, trivial: float
-) -> None:
+def _draw_panel(axis: object, evaluation: Evaluation, setting: Setting, policies: list[str]) -> None:
     """Means over seeds; a band or bars from the lowest to the highest would hide the shape, so there are none."""
     from matplotlib.axes import Axes
     from matplotlib.ticker import LogLocator, NullFormatter
 
     assert isinstance(axis, Axes)
-    shown: list[float] = []
-    drawn = [name for name in runs.controller.unique() if name in evaluation.references or name in policies]
+    anchor = evaluation.tuned_rate(setting, str(evaluation.chosen_schedule(setting)))
+    trivial, shown = evaluation.trivial[setting.task], list[float]()
+    drawn = [name for name in evaluation.controllers if name in evaluation.references or name in policies]
     for number, name in enumerate(drawn):
-        means = runs[runs.controller == name].groupby("initial_lr").test_loss.mean()
+        means = by_seed_and_rate(evaluation.runs_of(setting, name), "test_loss").mean()
         place = policies.index(name) if name in policies else -1
         shade = f"{0.6 * place / max(1, len(policies)):.2f}"
         axis.plot(
-            means.index / anchor.tuned_lr,
+            means.index / anchor,
             means.to_numpy(),
             label=name,
             color=shade if place >= 0 else COLOURS[number % len(COLOURS)],
@@ -78,7 +73,7 @@ def _draw_panel(
             zorder=5 if place >= 0 else 2,
         )
         shown += [value for value in means if math.isfinite(value)]
-    axis.axhline(trivial, color="grey", linestyle="--", linewidth=1.0, label="learned nothing")
+    axis.axhline(trivial, color="grey", linestyle="--", linewidth=1.0, label="a model that has learned nothing")
     axis.set(xscale="log", yscale="log")
     if shown:
         low = min(shown)

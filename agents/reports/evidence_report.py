@@ -1,4 +1,4 @@
-"""What a suite leaves behind: evidence.md and evidence.json, and a folder a part."""
+"""The files of a suite: evidence.md and evidence.json, and a folder for each part."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from rich.table import Table
 from agents.evaluation.comparison import Line
 from agents.evaluation.evidence import Evidence, OpenLoop, Standing
 from agents.evaluation.promises import Claim
-from agents.evaluation.shares import Shares, write_shares
+from agents.evaluation.shares import Shares
 from agents.evaluation.suite import PartResult
 from agents.reports.evidence_plots import draw_relative_rates
 from agents.reports.files import plain_json, write_results
+from agents.reports.shares_tables import write_shares
+from envs.trivial import NOTHING
 
 _PROMISE = {
     "in_distribution": "in distribution",
@@ -32,10 +34,10 @@ _LEGEND = (
     "*ratio*: geometric mean over settings (task, optimizer, budget) of the mean test loss over that of the best tuned "
     "schedule, with its 95 % bootstrap interval over seeds; *worst*: the largest. *log-ratio*: interquartile mean over "
     "settings and seeds of ln(test loss / the best tuned schedule's with that seed). *Top-1/3*: percent of settings, "
-    "among schedules and policies, by the task's metric and by the test loss. *collapsed*: runs with a test loss that "
-    "is not finite or at least 0.98 times that of a model that has learned nothing. *cost*: updates one result takes, "
-    "over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned rate, a policy "
-    "with all its initial rates."
+    "among schedules and policies, by the task's metric and by the test loss. *learned nothing*: runs with a test loss "
+    f"that is not finite or at least {NOTHING:g} times that of a model that has learned nothing. *cost*: updates one "
+    "result takes, over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned "
+    "rate, a policy with all its initial rates."
 )
 
 
@@ -89,7 +91,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 
 def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
-    """Return the whole report in Markdown: promises first, then the parts, failures and what it took."""
+    """Return the report in Markdown: promises first, then parts, failures and computation."""
     policies = {name: tasks for result in results for name, tasks in result.policies.items()}
     lines = ["# Evidence", ""]
     lines += [f"- Policy `{name}` was trained on: {tasks}." for name, tasks in policies.items()]
@@ -111,10 +113,15 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
             "",
         ]
         rows = [
-            [item.controller, _number(item.log_ratio), _interval(item.low, item.high), f"{item.collapsed}/{item.runs}"]
+            [
+                item.controller,
+                _number(item.log_ratio),
+                _interval(item.low, item.high),
+                f"{item.learned_nothing}/{item.runs}",
+            ]
             for item in found.overall
         ]
-        lines += _table(["controller", "log-ratio", "95 %", "collapsed"], rows)
+        lines += _table(["controller", "log-ratio", "95 %", "learned nothing"], rows)
     if found.open_loops:
         lines += ["## Does the state matter?", ""]
         lines += [
@@ -140,7 +147,7 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
 def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
     lines = [f"## {result.name}", ""]
     if result.evaluation is None:
-        return [*lines, "Not run: the data of all its tasks are nowhere to be had.", ""]
+        return [*lines, "Not run: the data of none of its tasks were found.", ""]
     runs, part = result.evaluation.runs, result.part
     about = [
         "held out (neither trained nor selected on)" if part.held_out else "in distribution",
@@ -153,7 +160,7 @@ def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
         factors = ", ".join(f"{factor:g}" for factor in result.protocol.relative_rates)
         about.append(f"policies from {factors} times the tuned rate of the schedule that is best on the reward split")
     headings = ["controller", "ratio", "95 %", "worst", "log-ratio", "95 %", "Top-1/3, metric", "Top-1/3, loss"]
-    headings += ["collapsed", "cost", "evaluations"]
+    headings += ["learned nothing", "cost", "evaluations"]
     return [*lines, "; ".join(about) + ".", "", *_table(headings, [_standing_cells(item) for item in standings])]
 
 
@@ -167,7 +174,7 @@ def _standing_cells(item: Standing) -> list[str]:
         _interval(item.log_low, item.log_high),
         _shares(item.top),
         _shares(item.top_loss),
-        f"{item.collapsed}/{item.runs}",
+        f"{item.learned_nothing}/{item.runs}",
         f"{item.cost:.1f}",
         f"{item.evaluations:.1f}",
     ]

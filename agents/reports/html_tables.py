@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from agents.evaluation.comparison import Line
-from agents.evaluation.protocol import SETTING, Evaluation
+from agents.evaluation.results import SETTING, Evaluation
 
-Cell = tuple[str, str | None]  # what is shown, and the number it is sorted by: None for a text
+TableCell = tuple[str, str | None]  # what is shown, and the number it is sorted by: None for a text
 LISTED_RUNS = 200  # runs that went wrong are listed one by one up to this many
 
 
@@ -32,11 +32,11 @@ class Table:
 
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     emphasis: frozenset[int] = frozenset()
 
 
-def number(value: float, form: str = ".4f") -> Cell:
+def number(value: float, form: str = ".4f") -> TableCell:
     """Return a cell for a number: a dash stands for what is unknown, infinity for what diverged."""
     if math.isnan(value):
         return "–", "nan"
@@ -46,13 +46,12 @@ def number(value: float, form: str = ".4f") -> Cell:
 def results_table(title: str, lines: Sequence[Line]) -> Table:
     """Return the comparison in one setting, as :func:`agents.reports.files.tables` has it on the terminal."""
     metric = lines[0].metric
-    names = ("initial rate", "test loss", "95 % from", "to", "s.d.", metric, "vs best", "cost", "rollbacks")
+    figures = ("test loss", "95 % from", "to", "s.d.", metric, "vs best", "cost", "rollbacks", "learned nothing")
+    names = ("initial rate", *figures)
     rows, mean = [], set()
     for place, line in enumerate(lines):
-        rate: Cell = number(line.initial_lr, ".2g")
-        if math.isnan(line.initial_lr):
-            rate = ("own" if line.own_rate else "all"), "nan"
-            mean |= set() if line.own_rate else {place}
+        rate = number(line.initial_lr, ".2g") if line.initial_lr > 0 else (line.where, "nan")
+        mean |= {place} if line.is_mean else set()
         rows.append(
             [
                 (line.controller, None),
@@ -61,6 +60,7 @@ def results_table(title: str, lines: Sequence[Line]) -> Table:
                 number(line.ratio, ".3f"),
                 number(line.cost, ".1f"),
                 number(line.rollbacks, ".2g"),
+                number(line.learned_nothing, ".0%"),
             ]
         )
     return Table(title, [Column("controller"), *(Column(name, True) for name in names)], rows, frozenset(mean))

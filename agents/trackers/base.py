@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import KVWriter
 
 
 class Tracker:
-    """Takes what a command has to tell. A tracker's own failure to keep it never ends the command."""
+    """Takes tables, curves, pictures and figures of a command. A failure to keep one never ends the command."""
 
     def writers(self) -> list[KVWriter]:
         """Return what Stable-Baselines3's logger writes its figures to, once a rollout."""
@@ -31,7 +31,7 @@ class Tracker:
     def lines(self, rows: pd.DataFrame, x: str) -> None:
         """Keep curves.
 
-        :param rows: a column a curve, and one that they are drawn against; what is not finite is no point
+        :param rows: a column for each curve, and the column they are drawn against. Values that are not finite are left out
         :param x: name of that column, such as ``progress``
         """
 
@@ -49,7 +49,7 @@ class Tracker:
         """
 
     def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
-        """Note a policy that was kept before as what is tried here.
+        """Note that this run tries a policy that was kept before.
 
         :param name: of the run that made it
         :param folder: see :meth:`policy`
@@ -57,7 +57,7 @@ class Tracker:
         """
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Keep what the whole came to: plain numbers and strings."""
+        """Keep the final figures: plain numbers and strings."""
 
     def where(self) -> list[str]:
         """Say in a line each where things are and how they are looked at."""

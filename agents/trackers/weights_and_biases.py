@@ -1,4 +1,4 @@
-"""Weights & Biases, by its own client; offline unless told otherwise."""
+"""Weights & Biases by its own client, offline by default."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _History(KVWriter):
         self._run.log(filter_excluded_keys(key_values, key_excluded, "wandb"), step=step)
 
     def close(self) -> None:
-        """Nothing is to be closed: the run is the tracker's."""
+        """Do nothing: the tracker closes the run."""
 
 
 class WandbTracker(Tracker):
@@ -125,8 +125,7 @@ class WandbTracker(Tracker):
     def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
         """Note the artifact's name and digest in the run's config, and that the run uses it.
 
-        The client can declare the latter online only; where the same files were kept before, the server finds them by
-        their digest and takes that version.
+        The client can declare its use online only. The server then finds files that were kept before by their digest.
         """
         artifact = self._artifact(name, folder, card)
         self._run.config.update({"policy_artifact": artifact.name, "policy_digest": artifact.digest})
@@ -134,7 +133,7 @@ class WandbTracker(Tracker):
             self._run.use_artifact(artifact)
 
     def _artifact(self, name: str, folder: Path, card: Mapping[str, Any]) -> Any:
-        """Return a policy's files as an artifact that is nowhere yet."""
+        """Return a policy's files as an artifact that has not been logged."""
         own = re.sub(r"[^\w.-]", "_", name)
         artifact = self._wandb.Artifact(f"policy-{own}", type="policy", metadata=dict(card))
         for path in sorted(folder.iterdir()):

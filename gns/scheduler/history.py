@@ -91,7 +91,8 @@ class RunHistory:
         :raises OutOfOrderError: if nothing is recorded
         """
         self.require_records()
-        control = RateControl(self.budget, self.decision, list(self.initial_lrs))
+        first = list(self.initial_lrs[:1])
+        control = RateControl(self.budget, self.decision, first)
         memory = control.state_dict()["memory"]
         share = max(2, POINTS // len(self.records))
         updates, rates = [], []
@@ -105,7 +106,7 @@ class RunHistory:
                 rate = record.learning_rate
                 if record.scale is not None:
                     own = memory | {"update": update, "scale": record.scale}
-                    control.load_state_dict({"memory": own, "initial_lrs": self.initial_lrs})
+                    control.load_state_dict({"memory": own, "initial_lrs": first})
                     rate = control.learning_rate
                 updates.append(update)
                 rates.append(rate)

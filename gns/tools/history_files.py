@@ -23,6 +23,8 @@ from gns.scheduler.state import graph_from_plain, plain_graph
 FORMAT, VERSION = "gns-history", 1
 FILE = "history.json"
 MAX_BYTES = 256 * 2**20
+MAX_COUNT = 10**15  # updates of a budget, or numbers of a parameter
+MAX_RECORDS, MAX_GROUPS = 100_000, 10_000
 
 
 def save_history(history: RunHistory, path: str | Path) -> Path:
@@ -101,9 +103,10 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     budget = _whole(plain["budget"], "budget")
     decision = DecisionConfig(**plain["decision"])
     decision.interval(budget)
+    for name, most in (("records", MAX_RECORDS), ("initial_lrs", MAX_GROUPS)):
+        if not isinstance(plain[name], list) or not 0 < len(plain[name]) <= most:
+            raise ValueError(f"{name} is {shown(plain[name])}, and no list of 1 to {most:,}")
     records = tuple(_record(record, budget) for record in plain["records"])
-    if not records:
-        raise ValueError("it has no records")
     if any(one.update > other.update for one, other in pairwise(records)):
         raise ValueError("its records are not in order")
     graph = None if plain["graph"] is None else _graph(plain["graph"])
@@ -128,7 +131,8 @@ def _graph(plain: dict[str, Any]) -> LayerGraph:
         raise ValueError("names or types of its layers are none")
     if not len(graph.types) == len(graph.parameters) == len(graph.depths) == count > 0:
         raise ValueError("its layer graph has lists of different lengths")
-    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not np.isfinite(graph.depths).all():
+    depths = graph.depths
+    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not ((depths >= 0) & (depths <= 1)).all():
         raise ValueError("sizes or depths of its layers are none")
     for size in graph.tensor_sizes:
         _whole(size, "the size of a parameter")
@@ -145,6 +149,8 @@ def _record(plain: dict[str, Any], budget: int) -> DecisionRecord:
         value = getattr(record, name)
         if not (name == "scale" and value is None) and _finite(value, name) <= 0.0:
             raise ValueError(f"{name} is {shown(value)}")
+    if not isinstance(record.features, dict):
+        raise ValueError(f"features of a record are {shown(record.features)}")
     for value in (record.action, record.loss, *record.features.values()):
         if value is not None:
             _finite(value, "a figure of a record")
@@ -156,6 +162,8 @@ def _record(plain: dict[str, Any], budget: int) -> DecisionRecord:
 def _whole(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} is {shown(value)}")
+    if value > MAX_COUNT:
+        raise ValueError(f"{name} is {shown(value)}, and {MAX_COUNT:,} is the most")
     return value
 
 

@@ -1,0 +1,74 @@
+"""PNG pictures of the plots of :mod:`agents.reports.plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.evaluation.results import Evaluation
+from agents.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Look, Plot, looks, loss_against_rate, metric_against_rate
+from agents.reports.plots_over_time import rate_paths, training_losses
+
+# Okabe and Ito's colours, told apart in every common form of colour blindness.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#000000"]
+MARKERS = ["o", "s", "^", "v", "D", "P"]  # the shapes of agents.reports.plots.MARKS
+_DASHES = ["-", "--", ":"]
+
+
+def draw_settings(folder: Path, evaluation: Evaluation) -> list[Path]:
+    """Draw rates.png and initial_rate.png, of each setting where there are several; return their paths."""
+    style, written = looks(evaluation), []
+    for setting in evaluation.settings:
+        over_time = [rate_paths(evaluation, setting, style, 100), training_losses(evaluation, setting, style, 100)]
+        ends = [draw(evaluation, setting, style) for draw in (loss_against_rate, metric_against_rate)]
+        tag = f"_{'_'.join(map(str, setting))}" if len(evaluation.settings) > 1 else ""
+        for name, plots in (("rates", over_time), ("initial_rate", ends)):
+            written.append(folder / f"{name}{tag}.png")
+            draw_plots(written[-1], setting.title, [plot for plot in plots if plot is not None])
+    return written
+
+
+def draw_plots(path: Path, title: str, plots: Sequence[Plot]) -> None:
+    """Draw plots beside each other, with one legend of all controllers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(plots), figsize=(5.6 * len(plots), 4.4), layout="constrained", squeeze=False)
+    for axis, plot in zip(axes[0], plots, strict=True):
+        axis.set(xlim=(LEFT, RIGHT), ylim=(BOTTOM, TOP))
+        axis.set_xticks([place for place, _ in plot.x_ticks], [text for _, text in plot.x_ticks], fontsize=8)
+        axis.set_yticks([place for place, _ in plot.y_ticks], [text for _, text in plot.y_ticks], fontsize=8)
+        axis.set_xlabel(plot.x_label, parse_math=False)
+        axis.set_ylabel(plot.y_label, parse_math=False)
+        axis.set_title(plot.title, fontsize=9, parse_math=False)
+        axis.grid(alpha=0.3)
+        for series in reversed(plot.series):
+            how = _how(series.look)
+            for points, _ in series.lines:
+                alpha = 0.5 if len(series.lines) > 3 else 1.0
+                axis.plot([x for x, _ in points], [y for _, y in points], alpha=alpha, **how)
+            for mark in series.marks:
+                face = {"markerfacecolor": "none"} if mark.outside else {}
+                shape = "^" if mark.outside else MARKERS[series.look.shape]
+                axis.plot(mark.x, mark.y, color=how["color"], marker=shape, markersize=5, clip_on=False, **face)
+                if mark.bar:
+                    axis.vlines(mark.x, *mark.bar, color=how["color"], linewidth=1.0)
+        for height, _ in plot.levels:
+            axis.axhline(height, color="grey", linestyle=":", linewidth=1.2)
+    figure.suptitle(title, parse_math=False)
+    legend = [plt.Line2D([], [], marker=MARKERS[s.look.shape], markersize=4, **_how(s.look)) for s in plots[0].series]
+    shown = figure.legend(
+        legend, [s.look.name for s in plots[0].series], loc="outside lower center", ncols=5, fontsize=8
+    )
+    for text in shown.get_texts():
+        text.set_parse_math(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _how(look: Look) -> dict[str, Any]:
+    colour = "black" if look.colour is None else COLOURS[look.colour]
+    return {"color": colour, "linestyle": _DASHES[look.dash], "linewidth": 2.4 if look.broad else 1.2}
