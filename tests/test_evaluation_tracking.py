@@ -137,7 +137,7 @@ def test_a_policys_run_names_the_artifact_that_its_training_made(here):
 
 
 def test_a_suite_has_a_run_a_controller_with_all_its_parts(here, compose, monkeypatch):
-    monkeypatch.setattr("agents.reports.files.draw_settings", lambda *_: [])
+    monkeypatch.setattr("evaluate.draw_settings", lambda *_: [])
     suite = (
         "++suite={parts: {home: {tasks: {digits_mlp: {budget: 20}}, controllers: [rex, policy]}, "
         "away: {tasks: {digits_mlp: {budget: 40}}, controllers: [rex], budget_percents: [100]}}}"

@@ -193,7 +193,7 @@ def test_one_command_leaves_the_evidence_and_says_what_it_could_not_measure(tiny
     assert not (folder / "nowhere").exists() and not (folder / "rex" / "relative_rates.png").exists()
     text, data = (folder / "evidence.md").read_text(), json.loads((folder / "evidence.json").read_text())
     assert text.index("## Promises") < text.index("## home") < text.index("## Failures") < text.index("## Compute")
-    assert "Not run: the data of all its tasks are nowhere to be had." in text and "No run was lost." in text
+    assert "Not run: the data of none of its tasks were found." in text and "No run was lost." in text
     assert len(data["claims"]) == len(found.claims) and data["config"]["name"] == "tiny" and "torch" in data["versions"]
     assert found.compute[-1].runs == len(trained) == 56 < sum(item.runs for item in found.compute[:-1]) + 1
 

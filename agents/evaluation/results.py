@@ -114,6 +114,10 @@ class Evaluation:
         runs, rate = self.runs_of(setting, controller), self.tuned_rate(setting, controller)
         return runs if math.isnan(rate) else runs[runs.initial_lr == rate]
 
+    def counted_everywhere(self, controller: str) -> pd.DataFrame:
+        """Return the runs that a controller's results in all settings are of."""
+        return pd.concat([self.counted(setting, controller) for setting in self.settings])
+
     def best_loss(self, setting: Setting) -> float:
         """Return the lowest mean test loss of any tuned schedule; NaN without schedules.
 

@@ -31,6 +31,7 @@ class Shares:
         method, is not drawn anew
     :param regret_high: upper end
     :param settings: number of settings by kind of budget
+    :param learned_nothing: share of its runs that learned nothing
     """
 
     ranked_by: str
@@ -41,6 +42,7 @@ class Shares:
     regret_low: float
     regret_high: float
     settings: dict[str, int]
+    learned_nothing: float = 0.0
 
 
 def shares(evaluation: Evaluation) -> list[Shares]:
@@ -54,6 +56,7 @@ def shares(evaluation: Evaluation) -> list[Shares]:
     kinds = {"low": percents < HIGH_BUDGET, "high": percents >= HIGH_BUDGET, "overall": percents > 0}
     regrets = regret(scores["loss"])
     means, (low, high) = interquartile_mean(regrets), stratified_interval(regrets, interquartile_mean)
+    nothing = {name: evaluation.learned_nothing(evaluation.counted_everywhere(name)).mean() for name in methods}
     result = []
     for ranked_by in RANKINGS:
         own = scores[ranked_by]
@@ -70,6 +73,7 @@ def shares(evaluation: Evaluation) -> list[Shares]:
                     regret_low=float(low[number]),
                     regret_high=float(high[number]),
                     settings={kind: int(where.sum()) for kind, where in kinds.items()},
+                    learned_nothing=float(nothing[name]),
                 )
             )
     return result

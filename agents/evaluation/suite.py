@@ -92,7 +92,8 @@ class Suite:
     """Parts by name, in the order they are run in.
 
     :param parts: none: no suite
-    :param trained_budget: the largest budget that the policies were trained on, in updates; None: the largest that a policy names
+    :param trained_budget: the largest budget that the policies were trained on, in updates; None: the
+        largest that a policy names
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
@@ -211,7 +212,7 @@ def trained_budget(controllers: Iterable[Controller]) -> int | None:
     """Return the largest budget in updates that policies say they were trained on; None if none does."""
     policies = [item for item in controllers if isinstance(item, PolicyController)]
     said = [str(policy.network.config.training.get("budgets", "")) for policy in policies]
-    return max((int(number) for text in said for number in re.findall(r"(\d+) updates", text)), default=None)
+    return max((int(number) for text in said for number in re.findall(r"(\d{1,12}) updates", text)), default=None)
 
 
 def available(tasks: Sequence[Task]) -> tuple[list[Task], dict[str, str]]:

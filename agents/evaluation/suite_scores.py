@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 
 from agents.evaluation.results import Evaluation, score_arrays
 from agents.evaluation.statistics import stratified_interval
@@ -52,7 +51,7 @@ class Scores:
 
     def learned_nothing(self, name: str) -> tuple[int, int]:
         """Return how many of a controller's runs learned nothing, and how many there are."""
-        runs = pd.concat([self.evaluation.counted(setting, name) for setting in self.settings])
+        runs = self.evaluation.counted_everywhere(name)
         return int(self.evaluation.learned_nothing(runs).sum()), len(runs)
 
     def price(self, name: str) -> tuple[float, float]:

@@ -11,6 +11,9 @@ import numpy as np
 
 from agents.evaluation.results import Evaluation, Setting, by_seed_and_rate, mean_metrics
 from agents.evaluation.statistics import bootstrap_interval
+from gns.tools.console import printable
+
+LONGEST = 400  # characters of what a policy was trained on that are shown
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _cell(evaluation: Evaluation, setting: Setting, policy: str, trained_on: str
     }
     return TransferCell(
         policy=policy,
-        trained_on=trained_on,
+        trained_on=printable(trained_on, LONGEST),
         home=setting.task in [name.strip() for name in trained_on.split(",")],
         task=setting.task,
         optimizer=setting.optimizer,

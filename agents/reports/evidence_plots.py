@@ -7,7 +7,8 @@ from pathlib import Path
 
 from agents.evaluation.results import Evaluation, Setting, by_seed_and_rate
 from agents.evaluation.suite import PartResult
-from agents.reports.pictures import COLOURS, MARKERS
+from agents.reports.pictures import COLOURS, MARKERS, plain_legend
+from gns.tools.drawing import dpi_within_budget
 
 _COLUMNS = 3
 
@@ -43,8 +44,9 @@ def draw_relative_rates(path: Path, result: PartResult) -> list[Path]:
         row[0].set_ylabel("test loss")
     figure.supxlabel("initial learning rate / tuned rate of the schedule that is best on the reward split", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5 if columns < 3 else len(labels), fontsize=8)
-    figure.savefig(path, dpi=120)
+    ncols = 5 if columns < 3 else len(labels)
+    plain_legend(figure, handles, labels, loc="outside upper center", ncols=ncols, fontsize=8)
+    figure.savefig(path, dpi=dpi_within_budget(figure))
     plt.close(figure)
     return [path]
 

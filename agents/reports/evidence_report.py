@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.evaluation.comparison import Line
 from agents.evaluation.evidence import Evidence, OpenLoop, Standing
 from agents.evaluation.promises import Claim
-from agents.evaluation.shares import Shares
 from agents.evaluation.suite import PartResult
-from agents.reports.evidence_plots import draw_relative_rates
-from agents.reports.files import plain_json, write_results
-from agents.reports.shares_tables import write_shares
+from agents.evaluation.transfer import LONGEST
+from agents.reports.files import plain_json
+from agents.reports.tables import markdown_table, terminal_table
 from envs.trivial import NOTHING
+from gns.tools.console import printable
 
 _PROMISE = {
     "in_distribution": "in distribution",
@@ -39,25 +37,6 @@ _LEGEND = (
     "result takes, over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned "
     "rate, a policy with all its initial rates."
 )
-
-
-def write_part(
-    folder: Path, result: PartResult, lines: list[Line], standing: Sequence[Shares], about: dict[str, Any]
-) -> list[Path]:
-    """Write what :func:`agents.reports.files.write_results` does of a part, its shares, and its plot of relative rates.
-
-    :param lines: the part's comparison
-    :param standing: its shares; empty where budgets are no percentages
-    :param about: see there
-    :return: the files; none if all tasks were left out
-    """
-    if result.evaluation is None:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    written = write_results(folder, result.evaluation, lines, about)
-    if standing:
-        written += write_shares(folder, standing)
-    return [*written, *draw_relative_rates(folder / "relative_rates.png", result)]
 
 
 def write_evidence(folder: Path, results: Sequence[PartResult], found: Evidence, about: dict[str, Any]) -> list[Path]:
@@ -78,26 +57,19 @@ def write_evidence(folder: Path, results: Sequence[PartResult], found: Evidence,
 
 def claims_table(claims: Sequence[Claim]) -> Table:
     """Return the promises as a rich table."""
-    shown = Table(title="promises", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for heading in ("promise", "policy", "what"):
-        shown.add_column(heading, overflow="fold")
-    for heading in ("figure", "95 %", "to be"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("verdict")
-    for claim in claims:
-        promise, policy, what, figure, interval, wanted, _, verdict, _ = _claim_cells(claim)
-        shown.add_row(promise, policy, what, figure, interval, wanted, verdict)
-    return shown
+    cells = [[row[place] for place in (0, 1, 2, 3, 4, 5, 7)] for row in map(_claim_cells, claims)]
+    headings = ("promise", "policy", "what", "figure", "95 %", "to be", "verdict")
+    return terminal_table("promises", headings, cells, left=(0, 1, 2, 6))
 
 
 def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
     """Return the report in Markdown: promises first, then parts, failures and computation."""
     policies = {name: tasks for result in results for name, tasks in result.policies.items()}
     lines = ["# Evidence", ""]
-    lines += [f"- Policy `{name}` was trained on: {tasks}." for name, tasks in policies.items()]
+    lines += [f"- Policy `{name}` was trained on: {printable(tasks, LONGEST)}." for name, tasks in policies.items()]
     lines += ["", "## Promises", ""]
     headings = ["promise", "policy", "what", "figure", "95 %", "to be", "settings", "verdict", "note"]
-    lines += _table(headings, [_claim_cells(claim) for claim in found.claims], left=(0, 1, 2, 7, 8))
+    lines += markdown_table(headings, [_claim_cells(claim) for claim in found.claims], left=(0, 1, 2, 7, 8))
     lines += ["A verdict is of the figure; its interval may reach beyond the threshold.", ""]
     if found.left_out:
         lines += ["## Left out", ""]
@@ -121,7 +93,7 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
             ]
             for item in found.overall
         ]
-        lines += _table(["controller", "log-ratio", "95 %", "learned nothing"], rows)
+        lines += markdown_table(["controller", "log-ratio", "95 %", "learned nothing"], rows)
     if found.open_loops:
         lines += ["## Does the state matter?", ""]
         lines += [
@@ -131,7 +103,9 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
             "",
         ]
         rows = [_loop_cells(item) for item in found.open_loops]
-        lines += _table(["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3))
+        lines += markdown_table(
+            ["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3)
+        )
     lines += ["## Failures", ""]
     lines += [f"- {line}" for line in found.failures] or ["No run was lost."]
     lines += ["", "## Compute", ""]
@@ -139,7 +113,7 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
         [item.part, str(item.runs), str(item.updates), str(item.search_updates), f"{item.seconds:.0f}"]
         for item in found.compute
     ]
-    lines += _table(["part", "runs", "updates", "search updates", "seconds"], rows)
+    lines += markdown_table(["part", "runs", "updates", "search updates", "seconds"], rows)
     lines += ["Seconds are those of training, summed over processes, without the evaluation at the end.", ""]
     return "\n".join(lines)
 
@@ -161,7 +135,12 @@ def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
         about.append(f"policies from {factors} times the tuned rate of the schedule that is best on the reward split")
     headings = ["controller", "ratio", "95 %", "worst", "log-ratio", "95 %", "Top-1/3, metric", "Top-1/3, loss"]
     headings += ["learned nothing", "cost", "evaluations"]
-    return [*lines, "; ".join(about) + ".", "", *_table(headings, [_standing_cells(item) for item in standings])]
+    return [
+        *lines,
+        "; ".join(about) + ".",
+        "",
+        *markdown_table(headings, [_standing_cells(item) for item in standings]),
+    ]
 
 
 def _standing_cells(item: Standing) -> list[str]:
@@ -204,12 +183,6 @@ def _claim_cells(claim: Claim) -> list[str]:
         claim.verdict,
         claim.note,
     ]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    rule = " | ".join("---" if place in left else "---:" for place in range(len(headings)))
-    body = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return [f"| {' | '.join(headings)} |", f"| {rule} |", *body, ""]
 
 
 def _number(value: float) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from agents.evaluation.comparison import MARK, Line, by_setting, hindsight
 from agents.evaluation.results import Evaluation
-from agents.reports.pictures import draw_settings
+from agents.reports.tables import markdown_table, terminal_table
 from envs.trivial import NOTHING
 from gns.errors import InvalidSettingError
 
@@ -40,52 +40,54 @@ def prepare_folder(folder: Path) -> Path:
     return folder
 
 
-def tables(lines: list[Line]) -> list[Table]:
-    """Return a rich table for each task, optimizer and budget."""
-    result = []
-    for setting, group in by_setting(lines).items():
-        table = Table(title=setting.title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-        table.add_column("controller", overflow="fold")
-        for column in ("lr", "test loss", "95 % interval", "s.d.", group[0].metric, "vs best", "cost"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for line in group:
-            table.add_row(
-                line.controller,
-                line.where,
-                line.loss,
-                f"{line.low:.4f}-{line.high:.4f}",
-                f"{line.deviation:.4f}",
-                f"{line.test_metric:.4f}",
-                f"{line.ratio:.3f}",
-                f"{line.cost:.1f}",
-                style="bold" if line.is_mean else "",
-                end_section=line.is_mean,
-            )
-        result.append(table)
-    return result
+def tables(lines: Sequence[Line]) -> list[Table]:
+    """Return a rich table for each setting."""
+    return [
+        terminal_table(
+            setting.title,
+            ["controller", "lr", "test loss", "95 % interval", "s.d.", group[0].metric, "vs best", "cost"],
+            [_cells(line, "-") for line in group],
+            bold=[place for place, line in enumerate(group) if line.is_mean],
+        )
+        for setting, group in by_setting(lines).items()
+    ]
 
 
-def markdown(lines: list[Line]) -> str:
+def markdown(lines: Sequence[Line]) -> str:
     """Return the comparison as Markdown tables."""
     parts = []
     for setting, group in by_setting(lines).items():
-        parts.append(f"**{setting.title}**\n")
-        metric = group[0].metric
-        parts.append(f"| controller | initial lr | test loss | 95 % interval | s.d. | {metric} | vs best | cost |")
-        parts.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-        for line in group:
-            parts.append(
-                f"| {line.controller} | {line.where} | {line.loss} | {line.low:.4f} to {line.high:.4f} | "
-                f"{line.deviation:.4f} | {line.test_metric:.4f} | {line.ratio:.3f} | {line.cost:.1f} |"
-            )
-        parts.append("")
+        headings = [
+            "controller",
+            "initial lr",
+            "test loss",
+            "95 % interval",
+            "s.d.",
+            group[0].metric,
+            "vs best",
+            "cost",
+        ]
+        parts += [f"**{setting.title}**", "", *markdown_table(headings, [_cells(line, " to ") for line in group])]
         if any(line.learned_nothing for line in group):
             parts += [NOTHING_LEGEND, ""]
     return "\n".join(parts)
 
 
-def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about: dict[str, Any]) -> list[Path]:
-    """Write results.csv, summary.json, table.md and the plots; return their paths.
+def _cells(line: Line, to: str) -> list[str]:
+    return [
+        line.controller,
+        line.where,
+        line.loss,
+        f"{line.low:.4f}{to}{line.high:.4f}",
+        f"{line.deviation:.4f}",
+        f"{line.test_metric:.4f}",
+        f"{line.ratio:.3f}",
+        f"{line.cost:.1f}",
+    ]
+
+
+def write_results(folder: Path, evaluation: Evaluation, lines: Sequence[Line], about: dict[str, Any]) -> list[Path]:
+    """Write results.csv, summary.json and table.md; return their paths.
 
     :param about: what made the results (configuration, versions), put into the summary
     """
@@ -99,7 +101,7 @@ def write_results(folder: Path, evaluation: Evaluation, lines: list[Line], about
         **about,
     }
     summary.write_text(json.dumps(plain_json(content), indent=2, allow_nan=False), encoding="utf-8")
-    return [results, summary, table, *draw_settings(folder, evaluation)]
+    return [results, summary, table]
 
 
 def plain_json(value: Any) -> Any:

@@ -150,7 +150,7 @@ def _wrong(evaluation: Evaluation, cells: Sequence[TransferCell]) -> list[str]:
     said = f"{_count(failed, 'run')} failed and {diverged:,} diverged" if len(wrong) else "No run failed or diverged"
     back = f"{int(rolled.sum()):,} rollbacks in {_count((rolled > 0).sum(), 'run')}" if rolled.sum() else "no rollback"
     sentences = [f"{said}; there was {back}."]
-    far = [f"{cell.far_from_best:.0%} of {cell.policy} on {_words(cell.setting)}" for cell in cells if cell.far_from_best]
+    far = [f"{c.far_from_best:.0%} of {c.policy} on {_words(c.setting)}" for c in cells if c.far_from_best]
     if far:
         sentences.append(f"Runs far from the best, above {FAR:g} times its test loss or not finite: {_first(far)}.")
     return sentences

@@ -9,6 +9,7 @@ from typing import Any
 from agents.evaluation.results import Evaluation
 from agents.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Look, Plot, looks, loss_against_rate, metric_against_rate
 from agents.reports.plots_over_time import rate_paths, training_losses
+from gns.tools.drawing import dpi_within_budget
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#000000"]
@@ -60,13 +61,16 @@ def draw_plots(path: Path, title: str, plots: Sequence[Plot]) -> None:
             axis.axhline(height, color="grey", linestyle=":", linewidth=1.2)
     figure.suptitle(title, parse_math=False)
     legend = [plt.Line2D([], [], marker=MARKERS[s.look.shape], markersize=4, **_how(s.look)) for s in plots[0].series]
-    shown = figure.legend(
-        legend, [s.look.name for s in plots[0].series], loc="outside lower center", ncols=5, fontsize=8
-    )
-    for text in shown.get_texts():
-        text.set_parse_math(False)
-    figure.savefig(path, dpi=120)
+    names = [series.look.name for series in plots[0].series]
+    plain_legend(figure, legend, names, loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=dpi_within_budget(figure))
     plt.close(figure)
+
+
+def plain_legend(figure: Any, handles: Sequence[Any], names: Sequence[str], **how: Any) -> None:
+    """Add a legend whose names are written as they are: a dollar sign begins no formula."""
+    for text in figure.legend(handles, names, **how).get_texts():
+        text.set_parse_math(False)
 
 
 def _how(look: Look) -> dict[str, Any]:

@@ -169,6 +169,7 @@ class _End:
     mean: float
     low: float
     high: float
+    learned_nothing: bool = False
 
 
 def loss_against_rate(evaluation: Evaluation, setting: Setting, style: dict[str, Look]) -> Plot:
@@ -222,7 +223,8 @@ def _against_rate(
                 Mark(
                     RIGHT if math.isnan(end.rate) else x_axis.place(end.rate),
                     TOP + 7 if outside else y_axis.place(end.mean),
-                    f"{name}{start}: {_value(end.mean)}{_interval(end.low, end.high)}",
+                    f"{name}{start}: {_value(end.mean)}{_interval(end.low, end.high)}"
+                    + ", some learned nothing" * end.learned_nothing,
                     bar if end.low < end.high < math.inf and not outside else None,
                     outside,
                 )
@@ -255,13 +257,15 @@ def _ends(evaluation: Evaluation, setting: Setting, values: pd.Series) -> Iterat
     """Give each controller and its ends by ascending rate; one without a rate for what ignores it."""
     for name, own in evaluation.runs_of(setting).groupby("controller", sort=False):
         if name in evaluation.own_rates:
-            yield str(name), [_End(math.nan, float(values[own.index].mean()), math.nan, math.nan)]
+            nothing = bool(evaluation.learned_nothing(own).any())
+            yield str(name), [_End(math.nan, float(values[own.index].mean()), math.nan, math.nan, nothing)]
             continue
-        parts = [(float(rate), values[part.index]) for rate, part in own.groupby("initial_lr")]
-        yield (
-            str(name),
-            [_End(rate, float(part.mean(skipna=False)), *bootstrap_interval(part.to_numpy())) for rate, part in parts],
-        )
+        ends = []
+        for rate, part in own.groupby("initial_lr"):
+            figures, nothing = values[part.index], bool(evaluation.learned_nothing(part).any())
+            interval = bootstrap_interval(figures.to_numpy())
+            ends.append(_End(float(rate), float(figures.mean(skipna=False)), *interval, nothing))
+        yield str(name), ends
 
 
 def _heights(ends: Sequence[_End], log: bool) -> Axis:

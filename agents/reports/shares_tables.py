@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from agents.evaluation.comparison import MARK
 from agents.evaluation.shares import BUDGETS, Shares
+from agents.reports.tables import markdown_table, terminal_table
 
 # Chen et al., Table 1: Top-1 and Top-3 in percent at low budgets, at high ones, overall.
 PAPER: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
@@ -29,7 +30,8 @@ LEGEND = (
     "of a full run. paper: Chen et al. (MLSys 2022), Table 1, among its seven methods, by the task's metric, step "
     "including decay on plateau. rank: mean rank. regret: interquartile mean over settings and seeds of ln(test loss / "
     "mean test loss of the setting's best method), with its 95 % bootstrap interval over seeds within settings. A "
-    "policy counts with its mean over initial rates."
+    "policy counts with its mean over initial rates. "
+    f"{MARK}: some of its runs learned nothing."
 )
 
 
@@ -45,24 +47,14 @@ def shares_markdown(table: Sequence[Shares]) -> str:
     """Return the shares in Markdown: a table by metric, one by loss, and what the columns are."""
     parts = []
     for title, items in _by_ranking(table):
-        parts += [f"**{title}**", "", f"| {' | '.join(_HEADINGS)} |", f"| --- |{' ---: |' * (len(_HEADINGS) - 1)}"]
-        parts += [f"| {' | '.join(_cells(item))} |" for item in items]
-        parts.append("")
+        parts += [f"**{title}**", "", *markdown_table(_HEADINGS, [_cells(item) for item in items])]
     return "\n".join([*parts, LEGEND, ""])
 
 
 def shares_tables(table: Sequence[Shares]) -> list[Table]:
     """Return the shares as rich tables, by metric and by loss."""
-    result = []
-    for title, items in _by_ranking(table):
-        shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-        for heading in _HEADINGS:
-            name = heading == _HEADINGS[0]
-            shown.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-        for item in items:
-            shown.add_row(*_cells(item))
-        result.append(shown)
-    return result
+    ranked = _by_ranking(table)
+    return [terminal_table(title, _HEADINGS, [_cells(item) for item in items]) for title, items in ranked]
 
 
 _HEADINGS = ("controller", "low", "paper", "high", "paper", "overall", "paper", "rank", "regret", "95 %")
@@ -85,7 +77,7 @@ def _by_ranking(table: Sequence[Shares]) -> list[tuple[str, list[Shares]]]:
 
 
 def _cells(item: Shares) -> list[str]:
-    parts = [item.controller]
+    parts = [item.controller + MARK * (item.learned_nothing > 0)]
     for number, kind in enumerate(BUDGETS):
         paper = PAPER.get(item.controller)
         parts.append("/".join("-" if math.isnan(share) else f"{100 * share:.0f}" for share in item.top[kind]))

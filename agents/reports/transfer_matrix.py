@@ -11,13 +11,13 @@ from textwrap import wrap
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from agents.evaluation.results import FAR, Setting
 from agents.evaluation.transfer import TransferCell
+from agents.reports.tables import markdown_table, terminal_table
 from envs.trivial import NOTHING
+from gns.tools.drawing import dpi_within_budget
 
 LEGEND = (
     "regret: ln of the mean test loss over that of the best tuned schedule; 0: equal, 0.1: about 10 % worse; with its "
@@ -27,6 +27,7 @@ LEGEND = (
     f"{NOTHING:g} times that of a model that has learned nothing. *: the policy was trained on this task."
 )
 _LARGEST_SHADE = math.log(2.0)
+_POLICIES, _SETTINGS = 12, 30  # that are drawn; transfer.csv has all
 
 
 def write_transfer(folder: Path, cells: Sequence[TransferCell]) -> list[Path]:
@@ -41,49 +42,40 @@ def write_transfer(folder: Path, cells: Sequence[TransferCell]) -> list[Path]:
 
 def transfer_tables(cells: Sequence[TransferCell]) -> list[Table]:
     """Return a rich table for each policy: its row of the matrix, from top to bottom."""
-    tables, several = [], _several(cells)
-    for policy, trained_on in _policies(cells).items():
-        title = f"{escape(policy)}, trained on {escape(trained_on)}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("task", overflow="fold")
-        for column in ("metric", "", "test loss", "regret", "95 % interval", "far", "nothing"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for cell in cells:
-            if cell.policy == policy:
-                table.add_row(
-                    cell.task + "*" * cell.home + f"\n{cell.optimizer}, {cell.budget}" * several,
-                    cell.metric,
-                    f"{cell.test_metric:.4f}",
-                    f"{cell.test_loss:.4f}",
-                    _signed(cell.regret),
-                    _interval(cell),
-                    f"{cell.far_from_best:.0%}",
-                    f"{cell.learned_nothing:.0%}",
-                )
-        tables.append(table)
-    return tables
+    headings = ("task", "metric", "", "test loss", "regret", "95 % interval", "far", "nothing")
+    rows: dict[str, list[list[str]]] = {}
+    for cell in cells:
+        row = [
+            cell.task + "*" * cell.home + f"\n{cell.optimizer}, {cell.budget}" * _several(cells),
+            cell.metric,
+            f"{cell.test_metric:.4f}",
+            f"{cell.test_loss:.4f}",
+            _signed(cell.regret),
+            _interval(cell),
+            f"{cell.far_from_best:.0%}",
+            f"{cell.learned_nothing:.0%}",
+        ]
+        rows.setdefault(f"{cell.policy}, trained on {cell.trained_on}", []).append(row)
+    return [terminal_table(title, headings, own) for title, own in rows.items()]
 
 
 def transfer_markdown(cells: Sequence[TransferCell]) -> str:
     """Return the matrix in Markdown: a row a policy, a column a setting."""
     settings, by_place = _settings(cells), {(cell.policy, cell.setting): cell for cell in cells}
-    labels = ["/".join(map(str, setting)) if _several(cells) else setting[0] for setting in settings]
-    lines = [f"| policy | trained on | {' | '.join(labels)} |", f"| --- | --- |{' --- |' * len(labels)}"]
+    labels = ["/".join(map(str, setting)) if _several(cells) else setting.task for setting in settings]
+    rows = []
     for policy, trained_on in _policies(cells).items():
-        parts = []
+        rows.append([policy, trained_on])
         for cell in (by_place[policy, setting] for setting in settings):
-            regret = _signed(cell.regret) + r"\*" * cell.home
-            wrong = "".join(f", {words}" for words in outcomes(cell))
-            parts.append(f"{regret} ({_interval(cell)}), {cell.metric} {cell.test_metric:.4f}{wrong}")
-        lines.append(f"| {policy} | {trained_on} | {' | '.join(parts)} |")
+            parts = [f"{cell.metric} {cell.test_metric:.4f}", *outcomes(cell)]
+            rows[-1].append(f"{_signed(cell.regret)}{'*' * cell.home} ({_interval(cell)}), {', '.join(parts)}")
     best = {cell.setting: cell for cell in cells}
-    parts = [
-        f"{cell.best} from {cell.best_lr:.2g}: test loss {cell.best_test_loss:.4f}, {cell.metric} "
-        f"{cell.best_test_metric:.4f}"
-        for cell in (best[setting] for setting in settings)
-    ]
-    lines.append(f"| best tuned schedule | | {' | '.join(parts)} |")
-    return "\n".join([*lines, "", LEGEND.replace("*", r"\*"), ""])
+    rows.append(["best tuned schedule", ""])
+    for cell in (best[setting] for setting in settings):
+        loss, metric = f"test loss {cell.best_test_loss:.4f}", f"{cell.metric} {cell.best_test_metric:.4f}"
+        rows[-1].append(f"{cell.best} from {cell.best_lr:.2g}: {loss}, {metric}")
+    lines = markdown_table(["policy", "trained on", *labels], rows, left=range(len(labels) + 2))
+    return "\n".join([*lines, LEGEND, ""]).replace("*", r"\*")
 
 
 def outcomes(cell: TransferCell) -> list[str]:
@@ -95,7 +87,8 @@ def outcomes(cell: TransferCell) -> list[str]:
 def draw_transfer(path: Path, cells: Sequence[TransferCell]) -> None:
     """Draw the regret in loss of each policy (rows) in each setting (columns) as a heat map.
 
-    Regrets beyond ln 2 either way have the colour of ln 2. A frame marks the tasks a policy was trained on.
+    Regrets beyond ln 2 either way have the colour of ln 2. A frame marks the tasks a policy was trained on. Of a large
+    matrix the first :data:`_POLICIES` policies and :data:`_SETTINGS` settings are drawn.
     """
     import matplotlib
 
@@ -103,7 +96,10 @@ def draw_transfer(path: Path, cells: Sequence[TransferCell]) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
 
-    settings, metrics = _settings(cells), {cell.setting: cell.metric for cell in cells}
+    policies, settings = list(_policies(cells))[:_POLICIES], _settings(cells)[:_SETTINGS]
+    whole = len(_policies(cells)), len(_settings(cells))
+    cells = [cell for cell in cells if cell.policy in policies and cell.setting in settings]
+    metrics = {cell.setting: cell.metric for cell in cells}
     rows = [_wrapped(name, f"(trained on {tasks})", width=36) for name, tasks in _policies(cells).items()]
     columns = [_wrapped(s[0], f"{s[1]}, {s[2]} updates", metrics[s], width=22) for s in settings]
     width, height = max(1.4, *map(_inches, columns)), max(0.8, *(0.25 + 0.16 * text.count("\n") for text in rows))
@@ -113,7 +109,7 @@ def draw_transfer(path: Path, cells: Sequence[TransferCell]) -> None:
     largest = max([0.1, *(abs(cell.regret) for cell in cells if not math.isnan(cell.regret))])
     limit = min(largest, _LARGEST_SHADE)
     values = np.full((len(rows), len(columns)), np.nan)
-    places = [(list(_policies(cells)).index(cell.policy), settings.index(cell.setting)) for cell in cells]
+    places = [(policies.index(cell.policy), settings.index(cell.setting)) for cell in cells]
     for place, cell in zip(places, cells, strict=True):
         values[place] = np.clip(cell.regret, -limit, limit)
     shades = plt.get_cmap("PuOr_r").with_extremes(bad="lightgrey")
@@ -146,11 +142,15 @@ def draw_transfer(path: Path, cells: Sequence[TransferCell]) -> None:
     axis.grid(which="minor", color="white", linewidth=2)
     axis.tick_params(which="both", length=0)
     title = "Regret against the best tuned schedule (bold), and the metric. Framed: trained on this task."
+    if whole != (len(policies), len(settings)):
+        title += (
+            f" The first {len(policies)} of {whole[0]} policies in the first {len(settings)} of {whole[1]} settings."
+        )
     figure.suptitle(_wrapped(title, width=int(inches[0] / 0.09)), fontsize=10)
     extend = "both" if largest > limit else "neither"
     bar = figure.colorbar(image, extend=extend, fraction=0.6 / inches[0], pad=0.2 / inches[0], aspect=6 * inches[1])
     bar.set_label("ln(test loss / best tuned schedule's)", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=dpi_within_budget(figure))
     plt.close(figure)
 
 

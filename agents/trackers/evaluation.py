@@ -17,6 +17,7 @@ from agents.reports.files import plain_json
 from agents.trackers.base import Tracker
 from agents.trackers.config import TrackerConfig, make_tracker
 from gns.scheduler.policy_source import fingerprint
+from gns.tools.console import printable
 
 EVALUATE, REPORT = "evaluate", "report"  # kinds of runs
 SUMMARY = "summary"  # name of the summary run
@@ -24,10 +25,10 @@ _POLICY_KEYS = ("tasks", "optimizers", "budgets", "episodes", "seed")
 
 
 class EvaluationTracker:
-    """Keeps an evaluation when it is done. The summary run begins at once, so that bad settings are refused before work.
+    """Keeps an evaluation when it is done.
 
-    All runs are in one group. Their ids are kept in the folder ``tracking``, so that an evaluation that is repeated
-    goes on in the same runs.
+    The summary run begins at once, so that bad settings are refused before work. All runs are in one group. Their ids
+    are kept in the folder ``tracking``, so that an evaluation that is repeated goes on in the same runs.
 
     :param config: which trackers there are
     :param folder: of the evaluation's outputs
@@ -141,9 +142,14 @@ def _settings(
         settings["policy"] = {
             "source": str(method.policy),
             "fingerprint": fingerprint(method.network),
-            **{key: training[key] for key in _POLICY_KEYS if key in training},
+            **{key: _shown(training[key]) for key in _POLICY_KEYS if key in training},
         }
     return settings
+
+
+def _shown(value: Any) -> Any:
+    """Return an entry of a policy's card, text cut where it is long."""
+    return value if isinstance(value, int | float) else printable(value if isinstance(value, str) else repr(value))
 
 
 def _together(parts: Sequence[Compared], name: str) -> pd.DataFrame:

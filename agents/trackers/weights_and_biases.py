@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -17,6 +18,9 @@ from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from agents.trackers.base import Tracker
 from agents.trackers.config import WandbConfig
 from gns.errors import InvalidSettingError, MissingPackageError
+from gns.tools.console import printable
+
+_LONGEST = 121  # characters of a name after "policy-": W&B takes 128
 
 
 class _History(KVWriter):
@@ -134,8 +138,8 @@ class WandbTracker(Tracker):
 
     def _artifact(self, name: str, folder: Path, card: Mapping[str, Any]) -> Any:
         """Return a policy's files as an artifact that has not been logged."""
-        own = re.sub(r"[^\w.-]", "_", name)
-        artifact = self._wandb.Artifact(f"policy-{own}", type="policy", metadata=dict(card))
+        metadata = {key: printable(value) if isinstance(value, str) else value for key, value in card.items()}
+        artifact = self._wandb.Artifact(artifact_name(name), type="policy", metadata=metadata)
         for path in sorted(folder.iterdir()):
             if path.is_file():
                 artifact.add_file(str(path))
@@ -154,6 +158,17 @@ class WandbTracker(Tracker):
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def artifact_name(name: str) -> str:
+    """Return a name that W&B takes for a policy's artifact: of ASCII, at most 128 characters.
+
+    A name that has to be cut ends with a digest of it, so that two long names stay two.
+    """
+    own = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    if len(own) > _LONGEST:
+        own = f"{own[: _LONGEST - 9]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"policy-{own}"
 
 
 def _kept_id(path: Path) -> str:

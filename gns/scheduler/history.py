@@ -91,8 +91,8 @@ class RunHistory:
         :raises OutOfOrderError: if nothing is recorded
         """
         self.require_records()
-        first = list(self.initial_lrs[:1])
-        control = RateControl(self.budget, self.decision, first)
+        groups = [self.initial_lrs[0], min(self.initial_lrs), max(self.initial_lrs)]  # the last two bound the factor
+        control = RateControl(self.budget, self.decision, groups)
         memory = control.state_dict()["memory"]
         share = max(2, POINTS // len(self.records))
         updates, rates = [], []
@@ -106,7 +106,7 @@ class RunHistory:
                 rate = record.learning_rate
                 if record.scale is not None:
                     own = memory | {"update": update, "scale": record.scale}
-                    control.load_state_dict({"memory": own, "initial_lrs": first})
+                    control.load_state_dict({"memory": own, "initial_lrs": groups})
                     rate = control.learning_rate
                 updates.append(update)
                 rates.append(rate)
