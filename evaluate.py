@@ -26,12 +26,11 @@ from agents.evaluation.sweep import RunCheckpoints
 from agents.evaluation.transfer import transfer
 from agents.reports import wandb_report
 from agents.reports.controller_figures import Compared
-from agents.reports.evidence_plots import draw_relative_rates
 from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence
 from agents.reports.files import NOTHING_LEGEND, prepare_folder, tables, write_results
 from agents.reports.kinds import WANDB, chosen_reports, command, write_reports
 from agents.reports.parts import Parts
-from agents.reports.pictures import draw_settings
+from agents.reports.pictures import draw_relative_rates, draw_settings
 from agents.reports.shares_tables import LEGEND as SHARES_LEGEND
 from agents.reports.shares_tables import shares_tables, write_shares
 from agents.reports.transfer_matrix import LEGEND, transfer_tables, write_transfer
@@ -89,7 +88,9 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
                     report.write(f"shares of {part.name}", write_shares, place, made.shares)
                 picture = place / "relative_rates.png"
                 pictures = report.write(f"pictures of {part.name}", draw_settings, place, made.evaluation)
-                pictures += report.write(f"relative rates of {part.name}", draw_relative_rates, picture, result)
+                pictures += report.write(
+                    f"relative rates of {part.name}", draw_relative_rates, picture, made.evaluation
+                )
                 pages = (place, made.evaluation, made.lines, made.cells, about)
                 report.write(f"reports of {part.name}", write_reports, reports, *pages)
                 compared.append(replace(made, pictures=pictures))

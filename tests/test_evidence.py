@@ -19,8 +19,8 @@ from agents.evaluation.statistics import (
     stratified_interval,
 )
 from agents.evaluation.suite import Part, PartResult
-from agents.reports.evidence_plots import draw_relative_rates
 from agents.reports.evidence_report import evidence_markdown, write_evidence
+from agents.reports.pictures import draw_relative_rates
 
 Losses = dict[str, dict[float, list[float]]]  # by controller and initial rate, a loss a seed
 SCHEDULES = ("linear", "rex")
@@ -243,10 +243,12 @@ def test_the_plot_has_a_panel_a_setting_and_survives_diverged_runs(tmp_path):
 
     many = {f"task{n}": ONE["digits_mlp"] | {"policy": {0.001: [0.9, math.inf], 0.1: [0.9, 0.9]}} for n in range(4)}
     paths = (
-        draw_relative_rates(tmp_path / "one.png", result(ONE)),
-        draw_relative_rates(tmp_path / "x.png", result(many)),
+        draw_relative_rates(tmp_path / "one.png", result(ONE).evaluation),
+        draw_relative_rates(tmp_path / "x.png", result(many).evaluation),
     )
     one, four = (imread(path[0]) for path in paths)
     assert four.shape[0] > one.shape[0] > 300 and len(np.unique(four.reshape(-1, four.shape[2]), axis=0)) > 50
     single = {"digits_mlp": ONE["digits_mlp"] | {"policy": {0.1: [0.9, 0.9]}}}
-    assert draw_relative_rates(tmp_path / "no.png", result(single)) == [] and not (tmp_path / "no.png").exists()
+    assert (
+        draw_relative_rates(tmp_path / "no.png", result(single).evaluation) == [] and not (tmp_path / "no.png").exists()
+    )

@@ -164,23 +164,8 @@ def evaluate(
     :raises InvalidSettingError: before any run, if a controller cannot run a setting, or ``relative_rates`` are given
         and no schedule is
     """
-    require_different_names(tasks)
     later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
-    if later and not any(controller.is_schedule for controller in controllers):
-        raise InvalidSettingError(
-            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at "
-            "least one, whose tuned rate they multiply, or relative_rates: null."
-        )
-    budgets = {task.name: config.budgets_of(task) for task in tasks}
-    settings = [
-        (task, optimizer, budget)
-        for task in tasks
-        for optimizer in (config.optimizers or (task.optimizer,))
-        for budget in budgets[task.name]
-    ]
-    for controller in controllers:
-        for setting in settings:
-            controller.check(*setting)
+    budgets, settings = _checked(controllers, tasks, config)
     rows: list[dict[str, Any]] = []
 
     def run(jobs: Sequence[Job]) -> None:
@@ -238,6 +223,30 @@ def evaluate(
         failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
         trivial={task.name: trivial_loss(task) for task in tasks} if report else {},
     )
+
+
+def _checked(
+    controllers: Sequence[Controller], tasks: Sequence[Task], config: EvaluationConfig
+) -> tuple[dict[str, dict[int, float]], list[tuple[Task, str, int]]]:
+    """Return budgets by task, and settings that every controller can run; see :func:`evaluate`."""
+    require_different_names(tasks)
+    schedules = any(controller.is_schedule for controller in controllers)
+    if config.relative_rates and not schedules and any(map(starts_anywhere, controllers)):
+        raise InvalidSettingError(
+            f"relative_rates are {list(config.relative_rates)} and no controller is a schedule; expected at "
+            "least one, whose tuned rate they multiply, or relative_rates: null."
+        )
+    budgets = {task.name: config.budgets_of(task) for task in tasks}
+    settings = [
+        (task, optimizer, budget)
+        for task in tasks
+        for optimizer in (config.optimizers or (task.optimizer,))
+        for budget in budgets[task.name]
+    ]
+    for controller in controllers:
+        for setting in settings:
+            controller.check(*setting)
+    return budgets, settings
 
 
 def starts_anywhere(controller: Controller) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,46 @@ def draw_settings(folder: Path, evaluation: Evaluation) -> list[Path]:
     return written
 
 
-def draw_plots(path: Path, title: str, plots: Sequence[Plot]) -> None:
-    """Draw plots beside each other, with one legend of all controllers."""
+def draw_relative_rates(path: Path, evaluation: Evaluation) -> list[Path]:
+    """Draw test losses against initial rates relative to that of the schedule that is best on the reward split.
+
+    A policy should be flat in it, schedules are V-shaped. Each setting has a plot.
+
+    :return: the file; none where no policy starts from several rates, or there is no schedule
+    """
+    chosen = {setting: evaluation.chosen_schedule(setting) for setting in evaluation.settings}
+    starts = [evaluation.runs_of(setting, name).initial_lr for setting in chosen for name in evaluation.policies]
+    if None in chosen.values() or max((rates.nunique() for rates in starts), default=0) < 2:
+        return []
+    style, plots = looks(evaluation), []
+    for setting, name in chosen.items():
+        plot = loss_against_rate(evaluation, setting, style, evaluation.tuned_rate(setting, str(name)))
+        plots.append(replace(plot, title=setting.title, x_label="initial rate / tuned rate"))
+    draw_plots(path, "Test loss against the initial rate, relative to the tuned rate of the chosen schedule", plots, 3)
+    return [path]
+
+
+def draw_plots(path: Path, title: str, plots: Sequence[Plot], columns: int = 2) -> None:
+    """Draw plots in rows, with one legend of all controllers.
+
+    :param columns: plots in a row, at most
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(plots), figsize=(5.6 * len(plots), 4.4), layout="constrained", squeeze=False)
-    for axis, plot in zip(axes[0], plots, strict=True):
+    columns = min(columns, len(plots))
+    rows = math.ceil(len(plots) / columns)
+    figure = plt.figure(figsize=(5.6 * columns, 3.9 * rows + 0.6), layout="constrained")
+    for number, plot in enumerate(plots):
+        axis = figure.add_subplot(rows, columns, number + 1)
         axis.set(xlim=(LEFT, RIGHT), ylim=(BOTTOM, TOP))
         axis.set_xticks([place for place, _ in plot.x_ticks], [text for _, text in plot.x_ticks], fontsize=8)
         axis.set_yticks([place for place, _ in plot.y_ticks], [text for _, text in plot.y_ticks], fontsize=8)
         axis.set_xlabel(plot.x_label, parse_math=False)
         axis.set_ylabel(plot.y_label, parse_math=False)
-        axis.set_title(plot.title, fontsize=9, parse_math=False)
+        axis.set_title(f"{plot.title}\n{plot.note}".rstrip(), fontsize=8, parse_math=False)
         axis.grid(alpha=0.3)
         for series in reversed(plot.series):
             how = _how(series.look)
@@ -52,7 +79,7 @@ def draw_plots(path: Path, title: str, plots: Sequence[Plot]) -> None:
                 alpha = 0.5 if len(series.lines) > 3 else 1.0
                 axis.plot([x for x, _ in points], [y for _, y in points], alpha=alpha, **how)
             for mark in series.marks:
-                face = {"markerfacecolor": "none"} if mark.outside else {}
+                face: dict[str, Any] = {"markerfacecolor": "none"} if mark.outside else {}
                 shape = "^" if mark.outside else MARKERS[series.look.shape]
                 axis.plot(mark.x, mark.y, color=how["color"], marker=shape, markersize=5, clip_on=False, **face)
                 if mark.bar:
@@ -62,15 +89,10 @@ def draw_plots(path: Path, title: str, plots: Sequence[Plot]) -> None:
     figure.suptitle(title, parse_math=False)
     legend = [plt.Line2D([], [], marker=MARKERS[s.look.shape], markersize=4, **_how(s.look)) for s in plots[0].series]
     names = [series.look.name for series in plots[0].series]
-    plain_legend(figure, legend, names, loc="outside lower center", ncols=5, fontsize=8)
+    for text in figure.legend(legend, names, loc="outside lower center", ncols=5, fontsize=8).get_texts():
+        text.set_parse_math(False)  # a dollar sign in a name begins no formula
     figure.savefig(path, dpi=dpi_within_budget(figure))
     plt.close(figure)
-
-
-def plain_legend(figure: Any, handles: Sequence[Any], names: Sequence[str], **how: Any) -> None:
-    """Add a legend whose names are written as they are: a dollar sign begins no formula."""
-    for text in figure.legend(handles, names, **how).get_texts():
-        text.set_parse_math(False)
 
 
 def _how(look: Look) -> dict[str, Any]:

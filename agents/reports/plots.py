@@ -172,11 +172,17 @@ class _End:
     learned_nothing: bool = False
 
 
-def loss_against_rate(evaluation: Evaluation, setting: Setting, style: dict[str, Look]) -> Plot:
-    """Test loss at the end against the initial rate (the REX paper's Figure 3)."""
+def loss_against_rate(
+    evaluation: Evaluation, setting: Setting, style: dict[str, Look], relative_to: float = 1.0
+) -> Plot:
+    """Test loss at the end against the initial rate (the REX paper's Figure 3).
+
+    :param relative_to: a rate that initial rates are divided by
+    """
     best = evaluation.best_loss(setting)
     levels = {"best tuned schedule": best, "learned nothing": evaluation.trivial.get(setting.task, math.nan)}
-    return _against_rate(evaluation, setting, style, evaluation.runs_of(setting).test_loss, "test loss", levels=levels)
+    losses = evaluation.runs_of(setting).test_loss
+    return _against_rate(evaluation, setting, style, losses, "test loss", levels=levels, relative_to=relative_to)
 
 
 def metric_against_rate(evaluation: Evaluation, setting: Setting, style: dict[str, Look]) -> Plot:
@@ -200,6 +206,7 @@ def _against_rate(
     words: str,
     log: bool = True,
     levels: Mapping[str, float] | None = None,
+    relative_to: float = 1.0,
 ) -> Plot:
     """Means over seeds with 95 % intervals; what ignores the initial rate is a level line.
 
@@ -207,7 +214,7 @@ def _against_rate(
     :param words: what they are
     :param levels: heights of dotted lines by what they are; drawn where they are inside
     """
-    ends = dict(_ends(evaluation, setting, values))
+    ends = dict(_ends(evaluation, setting, values, relative_to))
     y_axis = _heights([end for own in ends.values() for end in own], log)
     rates = [end.rate for own in ends.values() for end in own if not math.isnan(end.rate)]
     x_axis = Axis(0.8 * min(rates, default=1e-3), 1.25 * max(rates, default=1e-1), LEFT, RIGHT)
@@ -253,7 +260,9 @@ def _against_rate(
     )
 
 
-def _ends(evaluation: Evaluation, setting: Setting, values: pd.Series) -> Iterator[tuple[str, list[_End]]]:
+def _ends(
+    evaluation: Evaluation, setting: Setting, values: pd.Series, relative_to: float
+) -> Iterator[tuple[str, list[_End]]]:
     """Give each controller and its ends by ascending rate; one without a rate for what ignores it."""
     for name, own in evaluation.runs_of(setting).groupby("controller", sort=False):
         if name in evaluation.own_rates:
@@ -264,7 +273,7 @@ def _ends(evaluation: Evaluation, setting: Setting, values: pd.Series) -> Iterat
         for rate, part in own.groupby("initial_lr"):
             figures, nothing = values[part.index], bool(evaluation.learned_nothing(part).any())
             interval = bootstrap_interval(figures.to_numpy())
-            ends.append(_End(float(rate), float(figures.mean(skipna=False)), *interval, nothing))
+            ends.append(_End(float(rate) / relative_to, float(figures.mean(skipna=False)), *interval, nothing))
         yield str(name), ends
 
 
