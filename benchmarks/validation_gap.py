@@ -31,7 +31,7 @@ from agents.training.ppo import single_thread
 from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from envs.tasks.pool import PoolConfig
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from train_agent import ValidationTasks
 
 SCHEDULES = ("linear", "cosine", "onecycle", "rex")

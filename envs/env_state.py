@@ -8,7 +8,7 @@ from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
 from envs.training_run import Position
 from gns.deciding.decision import DecisionCore
-from gns.deciding.guard import Snapshot
+from gns.deciding.guarded_run import GuardedRun
 from gns.errors import OutOfOrderError
 from gns.features.held_out import ValidationStatistics
 from gns.scheduler.state import graph_from_plain, on_device_of, plain_graph
@@ -22,12 +22,12 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
 
     :raises OutOfOrderError: before a reset
     """
-    if not hasattr(env, "core"):
+    if not hasattr(env, "guarded"):
         raise OutOfOrderError("state_dict() came before reset(); begin an episode first.")
     guard = None
     if env.config.guard.enabled:
-        guard = {"snapshot": env._snapshot.state_dict(), "position": env._position.state}
-    graphs = [env._graphs.get(id(task)) for task in env.tasks]
+        guard = {"snapshot": env.guarded.snapshot_state(), "position": env.guarded.position.state}
+    graphs = [env.graphs.get(id(task)) for task in env.tasks]
     return plain(
         {
             **_header(env),
@@ -44,8 +44,8 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
             "rollbacks": env.rollbacks,
             "evaluations": env.evaluations,
             "evaluated": env._evaluated,
-            "predictions": env._predictions,
-            "validation": None if env._validation is None else vars(env._validation),
+            "predictions": env.predictions,
+            "validation": None if env.validation is None else vars(env.validation),
         }
     )
 
@@ -68,27 +68,23 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
         core.load_state_dict(on_device_of(run.model, state["core"]) or {})
         run.load_state_dict(state["run"])
         run.load_pending_state(state["pending"])
-        snapshot, position = Snapshot(run.model, run.optimizer, env.config.guard.folder), run.position()
+        guarded = GuardedRun(core, env.config.guard, state["rollbacks"])
         if env.config.guard.enabled:
-            position = Position(run, state["guard"]["position"])
-            snapshot.load_state_dict(state["guard"]["snapshot"], position)
+            guarded.load_snapshot_state(state["guard"]["snapshot"], Position(run, state["guard"]["position"]))
         validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])
         observation = core.observe(validation)
         own = {
             "begun": state["begun"],
             "episode": episode,
             "run": run,
-            "core": core,
+            "guarded": guarded,
             "observation": observation,
             "rates": list(state["rates"]),
-            "rollbacks": state["rollbacks"],
             "evaluations": state["evaluations"],
-            "_graphs": graphs,
-            "_snapshot": snapshot,
-            "_position": position,
+            "graphs": graphs,
             "_evaluated": tuple(state["evaluated"]),
-            "_predictions": None if state["predictions"] is None else state["predictions"].to(run.device),
-            "_validation": validation,
+            "predictions": None if state["predictions"] is None else state["predictions"].to(run.device),
+            "validation": validation,
         }
         load_random_state(env, state["random"])
     vars(env).update(own)

@@ -17,10 +17,12 @@ from envs.episode import Episode, episode_info, new_run
 from envs.tasks import Task, get_task
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
-from gns.deciding.guard import GuardConfig, Snapshot
+from gns.deciding.guard import GuardConfig, Judgement
+from gns.deciding.guarded_run import GuardedRun
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 from gns.features.held_out import ValidationStatistics, validation_statistics
-from gns.features.schemas import get_schema, log_loss
+from gns.features.schemas import get_schema
+from gns.features.statistics import log_loss
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph, layer_graph
 
 REWARDS: tuple[str, ...] = ("log-loss", "gns-paper")
@@ -214,11 +216,21 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
             self.config.check(one)
         self._schema = get_schema(self.config.decision.features)
         self.begun = 0  # episodes
-        self._graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
+        self.graphs: dict[int, LayerGraph] = {}  # by identity of the task: settings may differ under one name
         low, high = _observation_bounds(self._schema)
         self.observation_space = spaces.Graph(spaces.Box(low, high, dtype=np.float32), spaces.Box(0.0, 1.0, (1,)))
         layers = self.graph_limits()[0] if self.config.decision.per_layer else 0
         self.action_space = action_space(layers)
+
+    @property
+    def core(self) -> DecisionCore:
+        """The decision core of the run."""
+        return self.guarded.core
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run was taken back."""
+        return self.guarded.rollbacks
 
     @property
     def schema(self) -> Any:
@@ -229,10 +241,10 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         """Return the largest numbers of nodes and of edges over all tasks."""
         graphs = []
         for task in self.tasks:
-            if id(task) not in self._graphs:
+            if id(task) not in self.graphs:
                 run = TrainingRun(task, self.config.optimizers_of(task)[0], 1e-3, seed=0, device=self.config.device)
-                self._graphs[id(task)] = layer_graph(run.model, run.compute_gradient())
-            graphs.append(self._graphs[id(task)])
+                self.graphs[id(task)] = layer_graph(run.model, run.compute_gradient())
+            graphs.append(self.graphs[id(task)])
         return max(g.num_nodes for g in graphs), max(g.num_edges for g in graphs)
 
     def reset(
@@ -247,22 +259,20 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         super().reset(seed=seed)
         self.episode = episode = self.draw_episode(options or {})
         self.run = new_run(episode, decision=self.config.decision)
-        self.rollbacks, self.evaluations = 0, 0
-        self._predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
-        self._validation: ValidationStatistics | None = None  # need it, of the last evaluation
-        self._position = self.run.position()  # of the snapshot, or of one to come
+        self.evaluations = 0
+        self.predictions: Tensor | None = None  # on the reward split, and what was made of them: where features
+        self.validation: ValidationStatistics | None = None  # need it, of the last evaluation
+        coming = self.run.position()
         loss = self.run.compute_gradient()
         self._evaluated = self._evaluate()  # after the pending forward pass, like every evaluation that follows
-        if id(episode.task) not in self._graphs:
-            self._graphs[id(episode.task)] = layer_graph(self.run.model, loss)
-        self.core = DecisionCore(
-            self.run.model, self.run.optimizer, self._graphs[id(episode.task)], episode.budget, self.config.decision
-        )
+        if id(episode.task) not in self.graphs:
+            self.graphs[id(episode.task)] = layer_graph(self.run.model, loss)
+        graph, decision = self.graphs[id(episode.task)], self.config.decision
+        core = DecisionCore(self.run.model, self.run.optimizer, graph, episode.budget, decision)
+        self.guarded = GuardedRun(core, self.config.guard)
         self.rates: list[float] = []
-        self._snapshot = Snapshot(self.run.model, self.run.optimizer, self.config.guard.folder)
-        observation = self.core.observe(self._validation)
-        if self.config.guard.enabled:
-            self._snapshot.take(0, self._position)
+        observation = core.observe(self.validation)
+        self.guarded.check(coming)
         return self._instance(observation), self._info()
 
     def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, float, bool, bool, dict[str, Any]]:
@@ -277,46 +287,28 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         self.core.decide(given[: 1 + self.core.graph.num_nodes] if self.config.decision.per_layer else given[:1])
         while True:
             self.rates.append(self.core.learning_rate)
-            self.core.before_update()
+            self.core.set_rates()
             self.run.apply_update()
-            self.core.after_update(self.run.loss)
-            if self.core.finished:
-                break
-            if self.core.decision_due:
-                coming = self.run.position()
+            self.core.note_update(self.run.loss)
+            coming = self.run.position() if self.core.decision_due else None
+            if not self.core.finished:
                 self.run.compute_gradient()
+            if self.core.finished or coming is not None:
                 break
-            self.run.compute_gradient()
-        observation = self.core.observe(self._validation)
-        failed = False
-        if self.core.diverged(self.config.guard.loss_multiple):
-            observation, failed = self._recover(observation)
-        elif self.config.guard.enabled and not self.core.finished:
-            self._position = coming
-            self._snapshot.take(self.core.steps, self._position)
+        observation = self.core.observe(self.validation)
+        judgement = self.guarded.check(coming)
+        failed = judgement is Judgement.LOST
+        if judgement is not Judgement.GOOD:
+            if not (failed or self.core.finished):
+                self.run.compute_gradient()
+            observation = self.core.observe(self.validation)
         terminated = failed or self.core.finished
         reward = self._reward(always=terminated) - (self.config.divergence_penalty if failed else 0.0)
         if self._schema.needs_validation:
             # What was observed above had the figures of the last decision: enough to tell whether the run diverged, and
             # no pass is spent on a state that was taken back.
-            observation = self.core.observe(self._validation)
+            observation = self.core.observe(self.validation)
         return self._instance(observation), reward, terminated, False, self._info(terminated, failed)
-
-    def _recover(self, observation: Observation) -> tuple[Observation, bool]:
-        """Take a diverged run back to the last good snapshot.
-
-        :return: the observation to go on with, and whether the run is lost
-        """
-        guard = self.config.guard
-        if not guard.enabled:
-            return observation, not bool(self.core.statistics.finite)
-        self.rollbacks += 1
-        self._snapshot.restore()
-        self.core.roll_back(guard.cut, self._snapshot.steps)
-        lost = self.rollbacks > guard.max_rollbacks
-        if not lost and not self.core.finished:
-            self.run.compute_gradient()
-        return self.core.observe(self._validation), lost
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, in the middle of an episode, see :mod:`envs.plain_state`.
@@ -374,8 +366,8 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         loss = bounded_loss(figures.loss)
         if self._schema.needs_validation:
             assert figures.predictions is not None
-            self._validation = validation_statistics(loss, figures.predictions, self._predictions)
-            self._predictions = figures.predictions
+            self.validation = validation_statistics(loss, figures.predictions, self.predictions)
+            self.predictions = figures.predictions
         return loss, figures.metric
 
     def _reward(self, always: bool) -> float:

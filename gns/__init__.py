@@ -1,7 +1,8 @@
 """GNS: learning-rate schedules that are learned. What a training script imports; no RL package is needed."""
 
 from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
-from gns.deciding.guard import GuardConfig, Snapshot
+from gns.deciding.guard import GuardConfig
+from gns.deciding.snapshot import Snapshot
 from gns.errors import (
     GNSError,
     InvalidSettingError,

@@ -46,10 +46,10 @@ class ByHand:
             self.core = DecisionCore(self.model, self.optimizer, graph, self.budget, self.policy.config.decision)
         if self.core.decision_due:
             self.core.decide(self.policy.act(self.core.observe()))
-        self.core.before_update()
+        self.core.set_rates()
 
     def after(self, loss: Tensor) -> None:
-        self.core.after_update(loss)
+        self.core.note_update(loss)
 
 
 def network(dropout: float = 0.0) -> nn.Sequential:

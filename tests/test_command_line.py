@@ -463,8 +463,8 @@ def test_the_decisions_planned_are_those_a_run_takes(plan, models, policy, budge
         if core.decision_due:
             core.decide(0.0)
             decided.append(update)
-        core.before_update()
-        core.after_update(torch.tensor(1.0))
+        core.set_rates()
+        core.note_update(torch.tensor(1.0))
     assert (found["decisions"], found["interval"]) == (len(decided), core.interval)
     assert found["last_interval"] == budget - decided[-1]
     assert found["training"] == TRAINING and found["min_lr"] == 1e-6

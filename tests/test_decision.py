@@ -22,7 +22,9 @@ from gns import (
     layer_graph,
 )
 from gns.deciding.decision import ACTION_MODES
-from gns.features.schemas import SCHEMAS, SUM_U2
+from gns.deciding.guard import diverged
+from gns.features.schemas import SCHEMAS
+from gns.features.statistics import SUM_U2
 from gns.schedules.profiles import PROFILES, get_profile
 
 GLOBALS = SCHEMAS["gns-1"].globals
@@ -64,9 +66,9 @@ class Run:
         return self.loss
 
     def apply_update(self, loss: Tensor | None = None) -> None:
-        self.core.before_update()
+        self.core.set_rates()
         self.optimizer.step()
-        self.core.after_update(self.loss if loss is None else loss)
+        self.core.note_update(self.loss if loss is None else loss)
 
     def interval(self, action: float = 0.0, losses: tuple[float, ...] = ()) -> None:
         """Observe, decide and update until the next decision, with the losses given or the real ones."""
@@ -92,9 +94,9 @@ def imagined_rates(core: DecisionCore, actions: list[float]) -> list[list[float]
     while not core.finished:
         if core.decision_due:
             core.decide(actions.pop(0) if actions else 0.0)
-        core.before_update()
+        core.set_rates()
         rates.append([group["lr"] for group in core.optimizer.param_groups])
-        core.after_update(torch.tensor(1.0))
+        core.note_update(torch.tensor(1.0))
     return rates
 
 
@@ -122,8 +124,8 @@ def test_decisions_fall_due_at_the_start_of_every_interval(budget, settings, poi
             due.append(t)
             core.decide(0.0)
             assert not core.decision_due
-        core.before_update()
-        core.after_update(torch.tensor(1.0))
+        core.set_rates()
+        core.note_update(torch.tensor(1.0))
     assert due == points
     assert core.finished and not core.decision_due and core.update == budget
 
@@ -206,10 +208,10 @@ def test_decide_returns_the_multiplier(mode):
 def test_calls_out_of_order_are_named():
     run = Run()
     core = run.core
-    with pytest.raises(OutOfOrderError, match="observe first"):
-        core.diverged(4.0)
+    with pytest.raises(OutOfOrderError, match="call observe"):
+        diverged(core, 4.0)
     with pytest.raises(OutOfOrderError, match="a decision is due"):
-        core.before_update()
+        core.set_rates()
     core.decide(0.0)
     with pytest.raises(OutOfOrderError, match="No decision is due at update 0 of 12"):
         core.decide(0.0)
@@ -219,14 +221,14 @@ def test_calls_out_of_order_are_named():
         run.compute_gradient()
         run.apply_update()
     with pytest.raises(OutOfOrderError, match="the budget is spent"):
-        core.before_update()
+        core.set_rates()
 
 
 def test_a_tensor_rate_is_filled_in_place():
     run = Run()
     held = run.optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
     run.core.decide(-1.0)
-    run.core.before_update()
+    run.core.set_rates()
     assert run.optimizer.param_groups[0]["lr"] is held
     assert float(held) == pytest.approx(run.core.learning_rate) != 0.01
 
@@ -235,13 +237,13 @@ def test_a_loss_that_starts_below_zero_diverges_only_when_it_rises():
     run = Run()
     run.interval(0.0, losses=(-2.0, -2.5, -3.0))
     run.core.observe()
-    assert not run.core.diverged(4.0)
+    assert not diverged(run.core, 4.0)
     run.interval(0.0, losses=(3.0, 3.9, 3.0))
     run.core.observe()
-    assert not run.core.diverged(4.0)
+    assert not diverged(run.core, 4.0)
     run.interval(0.0, losses=(5.0, 5.0, 5.0))
     run.core.observe()
-    assert run.core.diverged(4.0)
+    assert diverged(run.core, 4.0)
 
 
 @every_mode
@@ -452,14 +454,14 @@ def poison(what: str) -> Run:
 def test_a_state_that_is_not_finite_has_diverged(what):
     run = poison(what)
     observation = run.core.observe()
-    assert run.core.diverged(loss_multiple=1e9)
+    assert diverged(run.core, loss_multiple=1e9)
     assert np.isfinite(observation.nodes).all() and np.isfinite(observation.globals).all()
 
 
 def test_a_finite_state_has_not_diverged():
     run = poison("nothing")
     run.core.observe()
-    assert not run.core.diverged(loss_multiple=4.0)
+    assert not diverged(run.core, loss_multiple=4.0)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -468,18 +470,18 @@ def test_a_loss_that_is_not_finite_has_diverged(loss, place):
     run = Run()
     run.interval(0.0, tuple(loss if i == place else 1.0 for i in range(3)))
     run.core.observe()
-    assert run.core.diverged(loss_multiple=1e9)
+    assert diverged(run.core, loss_multiple=1e9)
 
 
 def test_before_the_first_update_nothing_has_diverged():
     run = Run()
     run.compute_gradient()
     run.core.observe()
-    assert not run.core.diverged(loss_multiple=1e-6)
+    assert not diverged(run.core, loss_multiple=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("losses", "diverged"),
+    ("losses", "bad"),
     [
         ((2.0, 8.0, 14.0), False),  # the mean is 4 times the first
         ((2.0, 8.0, 14.5), True),
@@ -487,19 +489,19 @@ def test_before_the_first_update_nothing_has_diverged():
         ((14.5, 8.0, 2.0), False),  # what counts is the run's first loss
     ],
 )
-def test_the_first_interval_is_compared_with_its_first_loss(losses, diverged):
+def test_the_first_interval_is_compared_with_its_first_loss(losses, bad):
     run = Run()
     run.interval(0.0, losses)
     run.core.observe()
-    assert run.core.diverged(loss_multiple=4.0) == diverged
+    assert diverged(run.core, loss_multiple=4.0) == bad
 
 
-@pytest.mark.parametrize(("loss", "diverged"), [(8.0, False), (8.1, True)])
-def test_a_later_interval_is_compared_with_the_runs_first_loss(loss, diverged):
+@pytest.mark.parametrize(("loss", "bad"), [(8.0, False), (8.1, True)])
+def test_a_later_interval_is_compared_with_the_runs_first_loss(loss, bad):
     run = Run()
     run.interval(0.0, START), run.interval(0.0, (1.0, 1.0, 1.0)), run.interval(0.0, (loss, loss, loss))
     run.core.observe()
-    assert run.core.diverged(loss_multiple=4.0) == diverged
+    assert diverged(run.core, loss_multiple=4.0) == bad
 
 
 @every_mode
@@ -516,7 +518,7 @@ def test_a_rollback_cuts_the_rate_and_counts_the_lost_updates(mode):
     seen = observed(run)
     assert (seen["rolled_back"], seen["no_loss"], seen["log_loss"]) == (1.0, 1.0, 0.0)
     assert run.core.statistics.losses.size == 0
-    assert not run.core.diverged(loss_multiple=4.0)
+    assert not diverged(run.core, loss_multiple=4.0)
     run.core.decide(0.5), control.core.decide(0.5)
     assert run.core.learning_rate == pytest.approx(0.1 * control.core.learning_rate)
 
@@ -548,16 +550,16 @@ def test_a_rollback_of_the_first_interval_begins_anew():
     run = Run()
     run.interval(1.0, (2.0, 30.0, 500.0))
     run.core.observe()
-    assert run.core.diverged(loss_multiple=4.0)
+    assert diverged(run.core, loss_multiple=4.0)
     run.core.roll_back(cut=0.1, steps=0)
     assert (run.core.update, run.core.steps, run.core.decision_due) == (3, 0, True)
     run.interval(0.0, (1.0, 1.0, 1.0))
     seen = observed(run)
     assert (seen["log_loss_since_start"], seen["log_loss_change"]) == (0.0, 0.0)  # this is the first interval now
-    assert not run.core.diverged(loss_multiple=4.0)
+    assert not diverged(run.core, loss_multiple=4.0)
     run.interval(0.0, (3.0, 4.5, 4.7))
     run.core.observe()
-    assert run.core.diverged(loss_multiple=4.0)
+    assert diverged(run.core, loss_multiple=4.0)
     assert run.core.statistics.first_loss == 1.0
 
 

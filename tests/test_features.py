@@ -13,17 +13,11 @@ from torch.overrides import TorchFunctionMode
 from twins.features_twin import RunTwin, features, srls_features
 
 from gns import DecisionConfig, DecisionCore, UnknownNameError, layer_graph
+from gns.deciding.guard import diverged
 from gns.features.held_out import ValidationStatistics, validation_statistics
-from gns.features.schemas import (
-    NUM_SUMS,
-    OPTIMIZER_KINDS,
-    SCHEMAS,
-    RunStatistics,
-    compute_features,
-    get_schema,
-    log_loss,
-    tensor_sums,
-)
+from gns.features.schemas import SCHEMAS, compute_features, get_schema
+from gns.features.statistics import NUM_SUMS, OPTIMIZER_KINDS, RunStatistics, log_loss
+from gns.features.sums import tensor_sums
 
 BUDGET, DECISIONS = 12, 4
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -88,9 +82,9 @@ class Loop:
         self.loss.backward()
 
     def update(self) -> None:
-        self.core.before_update()
+        self.core.set_rates()
         self.optimizer.step()
-        self.core.after_update(self.loss)
+        self.core.note_update(self.loss)
         self.twin.updated(self.loss.item(), self.model)
 
     def decide(self, action: float) -> None:
@@ -266,7 +260,8 @@ def statistics(seed: int, count: int = 3, **changes: object) -> RunStatistics:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_features_of_many_runs_equal_those_of_each(schema, count):
     runs = [statistics(seed, count) for seed in range(5)]
-    stacked = RunStatistics(**{f.name: np.stack([getattr(run, f.name) for run in runs]) for f in fields(RunStatistics)})
+    names = [f.name for f in fields(RunStatistics) if f.name != "settings"]
+    stacked = RunStatistics(**{name: np.stack([getattr(run, name) for run in runs]) for name in names})
     nodes, global_features = compute_features(schema, GRAPH, stacked)
     assert stacked.finite.tolist() == [True] * 5
     for i, run in enumerate(runs):
@@ -280,7 +275,7 @@ def test_features_of_many_runs_equal_those_of_each(schema, count):
 def test_runs_with_fewer_losses_than_others_are_filled_up(schema, rest):
     counts = [0, 1, 2, 5, 9, 30]
     runs = [statistics(seed, count) for seed, count in enumerate(counts)]
-    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts")]
+    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts", "settings")]
     filled = {name: np.stack([getattr(run, name) for run in runs]) for name in names}
     losses = np.full((len(runs), 30), rest)
     for row, run in zip(losses, runs, strict=True):
@@ -346,9 +341,9 @@ def test_observations_are_finite_and_bounded_for_any_run(optimizer, schema, weig
     loop.compute_gradient()
     loop.decide(0.0)
     for loss in losses:
-        loop.core.before_update()
+        loop.core.set_rates()
         loop.optimizer.step()
-        loop.core.after_update(torch.tensor(loss))
+        loop.core.note_update(torch.tensor(loss))
     with torch.no_grad():
         for parameter in loop.model.first.parameters():
             parameter.fill_(weight)
@@ -449,12 +444,12 @@ def test_a_decision_copies_to_the_host_once(optimizer, schema):
             validation = loop.validation()
             with HostCopies(counters) as copies:
                 loop.core.observe(validation)
-                loop.core.diverged(4.0)
+                diverged(loop.core, 4.0)
                 loop.core.decide(0.3)
             assert copies.seen == ["cpu"]
         with HostCopies([]) as copies:
-            loop.core.before_update()
+            loop.core.set_rates()
         loop.optimizer.step()
         with copies:
-            loop.core.after_update(loop.loss)
+            loop.core.note_update(loop.loss)
         assert copies.seen == []

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gns import DecisionConfig, DecisionCore, layer_graph
 from gns.features.moments import Moments, group_of_each, optimizer_kind, read_moments
-from gns.features.schemas import SUM_U2
+from gns.features.statistics import SUM_U2
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 KNOWN = {
@@ -253,9 +253,9 @@ def test_the_update_of_an_unknown_optimizer_is_measured(name, mode):
         if core.decision_due:
             compared += assert_measured(core, changes)
             core.decide(0.5)
-        core.before_update()
+        core.set_rates()
         changes = change_of_step(model, optimizer)
-        core.after_update(loss)
+        core.note_update(loss)
     assert core.finished
     compute_gradient_float(model, budget)
     assert compared + assert_measured(core, changes) == 3
@@ -312,8 +312,8 @@ def test_parameters_the_optimizer_does_not_hold_are_not_updated_and_hide_no_othe
         loss = compute_gradient_float(model, t)
         core.observe()
         core.decide(0.0)
-        core.before_update()
+        core.set_rates()
         known = core.statistics.sums[:, SUM_U2]
         expected = [0.0, 0.0, *(float(change.square().sum()) for change in change_of_step(model[2], optimizer))]
         assert known.tolist() == pytest.approx(expected, rel=1e-3)
-        core.after_update(loss)
+        core.note_update(loss)

@@ -29,10 +29,9 @@ from gns import (
     parameter_groups,
 )
 from gns.deciding.rate_control import RateControl
-from gns.features.schemas import SUM_U2
+from gns.features.statistics import SUM_U2
 from gns.policy.network import GNSNetwork, batch_observations, network_for
 from gns.scheduler.policy_source import BUNDLED, fingerprint
-from gns.scheduler.state import make_core
 
 T = 12
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgdm": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
@@ -64,10 +63,10 @@ class Loop:
             if self.core.decision_due:
                 self.core.observe()
                 self.core.decide(next(actions))
-            self.core.before_update()
+            self.core.set_rates()
             self.rates.append([group["lr"] for group in self.optimizer.param_groups])
             self.optimizer.step()
-            self.core.after_update(loss)
+            self.core.note_update(loss)
         return self
 
     @property
@@ -222,7 +221,7 @@ def test_update_over_weight_is_that_of_each_layers_own_rate(optimizer):
         loop.run([], 1)
     else:
         loop.core.decide(actions)
-        loop.core.before_update()
+        loop.core.set_rates()
         loop.optimizer.step()
     made = [float((p.detach() - q).square().sum()) for p, q in zip(loop.model.parameters(), before, strict=True)]
     assert statistics.sums[:, SUM_U2] * statistics.learning_rates**2 == pytest.approx(made, rel=1e-3)
@@ -500,10 +499,17 @@ def test_one_group_is_as_good_as_mode_profile_and_says_so(caplog):
     )
 
 
+def resumed(loop: Loop, initial_lrs: list[float]) -> DecisionCore:
+    """A core that goes on after 4 updates, and knows only the rates by now."""
+    core = DecisionCore(loop.model, loop.optimizer, loop.graph, T, loop.core.config, initial_lrs=initial_lrs)
+    core.go_on_after(4, [group["lr"] for group in loop.optimizer.param_groups])
+    return core
+
+
 def test_a_run_resumed_without_a_state_stands_at_the_shared_rate():
     loop = Loop(profile="constant").run(ACTIONS, 4)
     shared = loop.core.learning_rate
-    core = make_core(loop.model, loop.optimizer, loop.graph, T, loop.core.config, [0.01] * 3, None, 4)
+    core = resumed(loop, [0.01] * 3)
     assert core.learning_rate == pytest.approx(shared) and core.multipliers == [1.0] * 3
 
 
@@ -513,5 +519,5 @@ def test_so_it_does_where_groups_hold_different_numbers_of_layers():
 
     loop = Loop(profile="constant", groups=two_layers_and_one).run(ACTIONS, 4)
     shared = loop.core.learning_rate
-    core = make_core(loop.model, loop.optimizer, loop.graph, T, loop.core.config, [0.01] * 2, None, 4)
+    core = resumed(loop, [0.01] * 2)
     assert core.learning_rate == pytest.approx(shared)

@@ -84,10 +84,10 @@ def through_the_core(task, optimizer: str, decision: DecisionConfig) -> tuple[li
         if core.decision_due:
             actions.append(policy.act(core.observe()))
             core.decide(actions[-1])
-        core.before_update()
+        core.set_rates()
         rates.append([group["lr"] for group in trained_by.param_groups])
         trained_by.step()
-        core.after_update(loss)
+        core.note_update(loss)
     torch.set_rng_state(outside)
     return rates, actions, model
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -132,16 +133,21 @@ def test_a_diverged_interval_is_undone_the_rate_cut_and_the_policy_told(
     assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
 
 
-def test_rollbacks_are_bounded_and_then_the_run_goes_on_as_without_a_guard(caplog):
-    run = Run(guard=GuardConfig(max_rollbacks=2))
+def test_past_the_limit_a_run_is_restored_all_the_same_and_one_error_says_that_it_is_lost(caplog):
+    run = Run(guard=GuardConfig(max_rollbacks=2, cut=0.5), policy=lively_policy(mode="recursive"))
     run.until(5)
-    for _ in range(4 * T):
+    kept = {}
+    run.update(lambda run: kept.update(run.weights()), loss=1e9)
+    while run.scheduler.last_epoch < T:
         run.update(loss=1e9)
-    assert run.scheduler.rollbacks == 2 and run.scheduler.last_epoch == T
-    assert [record.update for record in run.scheduler.history if record.rollback] == [10, 15]
+    assert run.scheduler.rollbacks == 4 and run.scheduler.last_epoch == T
+    assert [record.update for record in run.scheduler.history if record.rollback] == [10, 15, 20, T]
     assert [record.update for record in run.scheduler.history if not record.rollback] == [0, 5, 10, 15, 20]
+    rates = [record.learning_rate for record in run.scheduler.history if record.rollback]
+    assert all(after < before for before, after in pairwise(rates))
+    assert all(torch.equal(value, kept[name]) for name, value in run.model.state_dict().items())
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING] * 2 + [logging.ERROR]
-    assert "not taken back any more" in caplog.text
+    assert "this run is lost" in caplog.text and "max_rollbacks = 2" in caplog.text
 
 
 def test_the_last_interval_is_watched_as_well():
@@ -159,12 +165,14 @@ def test_the_last_interval_is_watched_as_well():
 def test_several_rollbacks_in_a_row_go_back_to_one_state_and_cut_each_time():
     run = Run(guard=GuardConfig(cut=0.5), policy=lively_policy(mode="recursive"))
     run.until(5)
-    run.update()
-    kept = run.scheduler._run._snapshot
+    kept, restored = {}, []
+    run.update(lambda run: kept.update(run.weights()))
     run.until(10)
     for _ in range(3):
         run.update(spoil_gradient)
-    assert run.scheduler.last_epoch == 10 and run.scheduler._run._snapshot is kept
+        restored.append(run.weights())
+    assert run.scheduler.last_epoch == 10
+    assert all(torch.equal(value, one[name]) for one in restored for name, value in kept.items())
     rates = [record.learning_rate for record in run.scheduler.history if record.rollback]
     assert rates[1] == pytest.approx(rates[0] / 2) and rates[2] == pytest.approx(rates[0] / 4)
 
@@ -200,4 +208,4 @@ def test_rollbacks_and_what_was_used_of_them_are_part_of_the_state():
     run.until(14)
     run.update(loss=1e9)
     run.until(T)
-    assert run.scheduler.rollbacks == 1
+    assert run.scheduler.rollbacks == 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gns import DecisionConfig, DecisionCore, layer_graph
-from gns.features.schemas import NUM_SUMS, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_U2, SUM_V, SUM_W, SUM_W2
+from gns.features.statistics import NUM_SUMS, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_U2, SUM_V, SUM_W, SUM_W2
 from gns.features.sums import PIECEWISE_FROM, Sums, foreach_sums, piecewise_sums, read_sums
 
 OPTIMIZERS = {
@@ -314,6 +314,6 @@ def test_a_decision_makes_no_copy_of_a_large_model(name):
         assert memory.reads == 0 or "sgd" not in name  # others count their updates on the host
         if core.decision_due:
             core.decide(0.0)
-        core.before_update()
+        core.set_rates()
         optimizer.step()
-        core.after_update(loss)
+        core.note_update(loss)

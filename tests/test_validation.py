@@ -19,7 +19,7 @@ from envs.batched.composite import make_vector
 from envs.learning_rate_env import Curriculum
 from gns import DecisionConfig, NetworkConfig
 from gns.errors import InvalidSettingError
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 ENV = EnvConfig(
     optimizers=("adam",),

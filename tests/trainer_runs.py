@@ -116,14 +116,14 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.losses: list[float] = []
         self.rates: list[list[float]] = []
-        original = DecisionCore.after_update
+        original = DecisionCore.note_update
 
-        def after_update(core: DecisionCore, loss: Tensor) -> None:
+        def note_update(core: DecisionCore, loss: Tensor) -> None:
             self.losses.append(loss.item())
             self.rates.append([group["lr"] for group in core.optimizer.param_groups])
             original(core, loss)
 
-        monkeypatch.setattr(DecisionCore, "after_update", after_update)
+        monkeypatch.setattr(DecisionCore, "note_update", note_update)
 
     def clear(self) -> tuple[list[list[float]], list[float]]:
         """Forget, and return, rates and losses."""

@@ -61,7 +61,7 @@ class Acting:
             )
         self._decision, self._target = decision, target
         self._width = 2 + len(schema.node)
-        self._columns = {name: schema.globals.index(name) for name in _NEEDED}
+        self._columns = {name: (schema.globals.index(name), schema.feature(name).inverse) for name in _NEEDED}
         constant = decision.mode in ("recursive", "gns-paper")
         self._profile = get_profile("constant" if constant else decision.profile)
 
@@ -91,15 +91,15 @@ class Acting:
         return (result[0] if single else result), tuple(memories)
 
     def _act(self, row: np.ndarray, memory: dict[str, Any]) -> float:
-        values = {name: float(row[column]) for name, column in self._columns.items()}
-        progress = min(max((values["progress"] + 1.0) / 2.0, 0.0), 1.0)
-        rate = 10.0 ** (2.0 * values["log_learning_rate"] - 3.0)
+        values = {name: inverse(float(row[column])) for name, (column, inverse) in self._columns.items()}
+        progress = min(max(values["progress"], 0.0), 1.0)
+        rate = 10.0 ** values["log_learning_rate"]
         shape = self._profile(progress)
         if not memory:
             memory["initial"] = rate / shape
         elif values["rolled_back"] > 0.5 and shape > 0.0:
             memory["initial"] *= rate / shape / memory["level"]
-        loss = None if values["no_loss"] > 0.5 else math.exp(2.0 * values["log_loss"])
+        loss = None if values["no_loss"] > 0.5 else math.exp(values["log_loss"])
         target = self._target(View(progress, memory["initial"], loss), memory)
         action, multiplier = self._action(target / rate, target / (memory["initial"] * shape) if shape > 0.0 else 1.0)
         memory["level"] = rate / shape * multiplier if shape > 0.0 else memory["initial"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,9 +14,10 @@ from agents.controllers.acting import ActingPolicy
 from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
-from envs.training_run import TrainingRun
+from envs.training_run import Position, TrainingRun
 from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
-from gns.deciding.guard import GuardConfig
+from gns.deciding.guard import GuardConfig, Judgement
+from gns.deciding.guarded_run import GuardedRun
 from gns.errors import InvalidSettingError
 from gns.features.held_out import ValidationStatistics, validation_statistics
 from gns.features.schemas import get_schema
@@ -106,10 +106,8 @@ class _PolicySession(Session):
     def __init__(self, run: TrainingRun, episode: Episode, policy: GNSPolicy, guard: GuardConfig) -> None:
         super().__init__(run, episode.budget)
         self._policy, self._guard = policy, guard
-        self._core: DecisionCore | None = None  # made on the first gradient, off which the layer graph is read
-        self._coming: dict[str, Any] | None = None  # the run before the gradient that a decision is taken on
-        self._good: dict[str, Any] | None = None
-        self._good_steps = 0
+        self._guarded: GuardedRun | None = None  # made on the first gradient, off which the layer graph is read
+        self._coming: Position | None = None  # the run before the gradient that a decision is taken on
         self._lost = False
         self._schema = get_schema(policy.config.decision.features)
         self._validation: ValidationStatistics | None = None
@@ -121,64 +119,56 @@ class _PolicySession(Session):
         return self._lost or super().finished
 
     def before_gradient(self) -> None:
-        """Keep the run as it is now, in case it is good."""
-        if self._guard.enabled and (self._core is None or self._core.decision_due):
-            self._coming = self.run.state_dict()
+        """Remember where the run is now, in case it is good."""
+        if self._guard.enabled and (self._guarded is None or self._guarded.core.decision_due):
+            self._coming = self.run.position()
 
     def before_update(self) -> None:
         """Take a decision if one is due, on the pending gradient."""
-        core = self._core or self._make_core()
+        guarded = self._guarded or self._make_guarded()
+        core = guarded.core
         if core.decision_due:
-            observation = self._observe(core, self._coming)
-            self._coming = None
+            observation = self._observe(guarded)
             if self._lost:
                 return
             core.decide(self._policy.act(observation))
-        core.before_update()
+        core.set_rates()
         self.rates.append(core.learning_rate)
 
     def after_update(self, loss: Tensor) -> None:
         """Note the loss; the last interval is checked like every other."""
         super().after_update(loss)
-        assert self._core is not None
-        self._core.after_update(loss)
-        if self._core.finished:
-            self._observe(self._core, None)
+        assert self._guarded is not None
+        self._guarded.core.note_update(loss)
+        if self._guarded.core.finished:
+            self._observe(self._guarded)
 
-    def _make_core(self) -> DecisionCore:
-        graph = layer_graph(self.run.model, self.run.loss)
-        self._core = DecisionCore(self.run.model, self.run.optimizer, graph, self.budget, self._policy.config.decision)
-        return self._core
+    def _make_guarded(self) -> GuardedRun:
+        graph, decision = layer_graph(self.run.model, self.run.loss), self._policy.config.decision
+        core = DecisionCore(self.run.model, self.run.optimizer, graph, self.budget, decision)
+        self._guarded = GuardedRun(core, self._guard, self.ledger.rollbacks)
+        return self._guarded
 
-    def _observe(self, core: DecisionCore, coming: dict[str, Any] | None) -> Observation:
-        """Observe, and take the run back to the last good snapshot if it diverged; else ``coming`` is the next.
+    def _observe(self, guarded: GuardedRun) -> Observation:
+        """Observe, and take the run back to the last good state if it diverged.
 
         Validation figures, where the features need them, are those of the run that goes on: to tell whether it diverged
         the last ones do, and no pass is spent on a state that is undone.
         """
+        core = guarded.core
         if core.update == 0:
             self._validate()
         observation = core.observe(self._validation)
-        if core.update == 0 or not core.diverged(self._guard.loss_multiple):
-            self._good, self._good_steps = coming, core.steps
-        elif not self._guard.enabled:
-            self._lost = not bool(core.statistics.finite)
-        else:
-            self._recover(core)
+        judgement = guarded.check(self._coming)
+        self.ledger.rollbacks, self._lost = guarded.rollbacks, judgement is Judgement.LOST
+        if judgement is not Judgement.GOOD:
+            if not (self._lost or core.finished):
+                self.run.compute_gradient()
             observation = core.observe(self._validation)
         if self._schema.needs_validation and core.update and not (self._lost or core.finished):
             self._validate()
             observation = core.observe(self._validation)
         return observation
-
-    def _recover(self, core: DecisionCore) -> None:
-        assert self._good is not None
-        self.ledger.rollbacks += 1
-        self.run.load_state_dict(self._good)
-        core.roll_back(self._guard.cut, self._good_steps)
-        self._lost = self.ledger.rollbacks > self._guard.max_rollbacks
-        if not self._lost and not core.finished:
-            self.run.compute_gradient()
 
     def _validate(self) -> None:
         """Pass over the reward split for the features, where they need it."""
@@ -190,11 +180,14 @@ class _PolicySession(Session):
             self._predictions = figures.predictions
 
     def own_state(self) -> dict[str, Any]:
-        """The decision core's state, the last good snapshot and the last validation figures."""
+        """The decision core's state, the last good one of the run and the last validation figures."""
+        guarded = self._guarded
+        guard = None
+        if guarded is not None and guarded.position is not None:
+            guard = {"snapshot": guarded.snapshot_state(), "position": guarded.position.state}
         return {
-            "core": None if self._core is None else self._core.state_dict(),
-            "good": copy.deepcopy(self._good),
-            "good_steps": self._good_steps,
+            "core": None if guarded is None else guarded.core.state_dict(),
+            "guard": guard,
             "lost": self._lost,
             "validation": None if self._validation is None else asdict(self._validation),
             "predictions": None if self._predictions is None else self._predictions.clone(),
@@ -202,16 +195,15 @@ class _PolicySession(Session):
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Put them back; the layer graph is read off a gradient that nobody applies."""
-        if state["core"] is None:
-            self._core = None
-        else:
-            if self._core is None:
-                before = self.run.state_dict()
-                self.run.compute_gradient()
-                self._make_core()
-                self.run.load_state_dict(before)
-            assert self._core is not None
-            self._core.load_state_dict(state["core"])
-        self._good, self._good_steps = copy.deepcopy(state["good"]), state["good_steps"]
+        self._guarded = None
+        if state["core"] is not None:
+            before = self.run.state_dict()
+            self.run.compute_gradient()
+            guarded = self._make_guarded()
+            self.run.load_state_dict(before)
+            guarded.core.load_state_dict(state["core"])
+            if state["guard"] is not None:
+                position = Position(self.run, state["guard"]["position"])
+                guarded.load_snapshot_state(state["guard"]["snapshot"], position)
         self._lost, self._predictions = state["lost"], state["predictions"]
         self._validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])

@@ -19,7 +19,7 @@ from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Curriculum, EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_count, require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

@@ -31,7 +31,7 @@ from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, require_count, require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.schedules.profiles import get_profile
 
 _LOGGER = logging.getLogger(__name__)

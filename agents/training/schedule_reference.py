@@ -17,7 +17,7 @@ from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import EnvConfig, Episode
 from envs.tasks import Task
 from gns.errors import require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.schedules.profiles import get_profile
 
 

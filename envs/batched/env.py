@@ -21,6 +21,7 @@ from envs.learning_rate_env import EnvConfig, LearningRateEnv, bounded_loss, rew
 from envs.padding import PadGraph
 from envs.tasks import Task
 from envs.training_run import TrainingRun
+from gns.deciding.guard import Judgement, judge
 from gns.deciding.rate_control import RateControl
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
@@ -51,11 +52,11 @@ class BatchedEnv(VecEnv):
         if config.decision.per_layer:
             raise NotBatchableError("Runs whose layers have rates of their own are trained one at a time.")
         self.task, self.config, self.optimizer = task, config, optimizer
-        self._draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
+        self.draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
         run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
-        padded = PadGraph(self._draws[0], nodes, edges)
+        padded = PadGraph(self.draws[0], nodes, edges)
         super().__init__(num_envs, padded.observation_space, padded.action_space)
         self.runs = BatchedRuns(task, optimizer, num_envs, config.device)
         self._template = self._constant_part(nodes, edges)
@@ -66,8 +67,8 @@ class BatchedEnv(VecEnv):
         self._evaluated: list[tuple[float, float]] = [(0.0, 0.0)] * num_envs
         self._rewards_metric = config.reward != "log-loss"
         # Last good state of each run: a state of several, its place there, and the updates it holds.
-        self._good: list[tuple[dict[str, Any], int, int]] = []
-        self._losses = torch.zeros(num_envs, 0)
+        self.good: list[tuple[dict[str, Any], int, int]] = []
+        self.losses = torch.zeros(num_envs, 0)
         self._actions = np.zeros((num_envs, 1), dtype=np.float32)
 
     # ------------------------------------------------------------------ VecEnv
@@ -75,14 +76,14 @@ class BatchedEnv(VecEnv):
     def reset(self) -> dict[str, np.ndarray]:
         """Begin an episode in every place."""
         everyone = list(range(self.num_envs))
-        for draws, seed in zip(self._draws, self._seeds, strict=True):
+        for draws, seed in zip(self.draws, self._seeds, strict=True):
             gym.Env.reset(draws, seed=seed)
         options = [self._options[i] or {} for i in everyone]
-        self.episodes = [draws.draw_episode(given) for draws, given in zip(self._draws, options, strict=True)]
-        self.controls = [self._control(episode) for episode in self.episodes]
-        self._good = [({}, 0, 0)] * self.num_envs
+        self.episodes = [draws.draw_episode(given) for draws, given in zip(self.draws, options, strict=True)]
+        self.controls = [self.new_control(episode) for episode in self.episodes]
+        self.good = [({}, 0, 0)] * self.num_envs
         self._begin(everyone)
-        nodes, globals_ = self._observe()
+        nodes, globals_ = self.observe()
         self.reset_infos = [self._info(i) for i in everyone]
         self._reset_seeds()
         self._reset_options()
@@ -97,11 +98,11 @@ class BatchedEnv(VecEnv):
         for control, action in zip(self.controls, self._actions, strict=True):
             control.decide(float(action[0]))
         coming = self._train()
-        nodes, globals_ = self._observe()
-        lost = self._guard(coming)
-        if lost is not None:
-            nodes, globals_ = self._observe()
-        failed = lost if lost is not None else self._not_finite()
+        nodes, globals_ = self.observe()
+        judgements = self._guard(coming)
+        if any(judgement is not Judgement.GOOD for judgement in judgements):
+            nodes, globals_ = self.observe()
+        failed = np.array([judgement is Judgement.LOST for judgement in judgements])
         finished = np.array([control.finished for control in self.controls])
         dones = failed | finished
         rewards = self._rewards(dones) - failed * self.config.divergence_penalty
@@ -111,10 +112,10 @@ class BatchedEnv(VecEnv):
             last = self._padded(nodes, globals_)
             for i in ended:
                 infos[i]["terminal_observation"] = {key: value[i].copy() for key, value in last.items()}
-                self.episodes[i] = self._draws[i].draw_episode({})
-                self.controls[i] = self._control(self.episodes[i])
+                self.episodes[i] = self.draws[i].draw_episode({})
+                self.controls[i] = self.new_control(self.episodes[i])
             self._begin(ended)
-            nodes, globals_ = self._observe()
+            nodes, globals_ = self.observe()
             for i in ended:
                 self.reset_infos[i] = self._info(i)
         return self._padded(nodes, globals_), rewards.astype(np.float32), dones, infos
@@ -158,7 +159,8 @@ class BatchedEnv(VecEnv):
 
     # ------------------------------------------------------------------ training
 
-    def _control(self, episode: Episode) -> RateControl:
+    def new_control(self, episode: Episode) -> RateControl:
+        """Return what keeps the rate of an episode that begins."""
         return RateControl(episode.budget, self.config.decision, [episode.learning_rate])
 
     def _begin(self, rows: list[int]) -> None:
@@ -168,7 +170,7 @@ class BatchedEnv(VecEnv):
         if self.config.guard.enabled:
             state = self.runs.state(self.runs.positions(rows))
             for place, i in enumerate(rows):
-                self._good[i] = (state, place, 0)
+                self.good[i] = (state, place, 0)
         for i, evaluated in zip(rows, self._evaluate(rows, self._rewards_metric), strict=True):
             self._evaluated[i] = evaluated
         self.runs.compute_gradients(self._mask(rows))
@@ -185,13 +187,13 @@ class BatchedEnv(VecEnv):
             rates[i, : lengths[i]] = torch.from_numpy(control.rates(int(lengths[i])))
         remaining = np.array([control.budget - control.update for control in self.controls])
         self.runs.arrange(2 * lengths + (remaining > lengths))
-        self._losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
+        self.losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
         positions: dict[int, Position] = {}
         active = torch.from_numpy(lengths > np.arange(longest)[:, None])
         pending = torch.from_numpy(active.numpy() & (remaining > np.arange(1, longest + 1)[:, None]))
         for k in range(longest):
             self.runs.apply_updates(rates[:, k], active[k])
-            self._losses[:, k] = self.runs.losses
+            self.losses[:, k] = self.runs.losses
             if self.config.guard.enabled:
                 positions |= self.runs.positions(np.flatnonzero((lengths == k + 1) & (remaining > k + 1)).tolist())
             if pending[k].any():
@@ -201,42 +203,34 @@ class BatchedEnv(VecEnv):
             control.count_updates(length)
         return {i: (state, place) for place, i in enumerate(positions)}
 
-    def _observe(self) -> tuple[np.ndarray, np.ndarray]:
-        return observe(self.runs, self.graph, self.controls, self._losses, self.config.decision.features)
+    def observe(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return node and global features of all runs, and tell their controls what was seen."""
+        return observe(self.runs, self.graph, self.controls, self.losses, self.config.decision.features)
 
     # ------------------------------------------------------------------ guard
 
-    def _guard(self, coming: dict[int, tuple[dict[str, Any], int]]) -> np.ndarray | None:
+    def _guard(self, coming: dict[int, tuple[dict[str, Any], int]]) -> list[Judgement]:
         """Take diverged runs back to their last good state; the state of the others becomes the last good one.
 
-        :return: which runs are lost, bool (N,), if any was taken back; None if none was
+        :return: what became of each run
         """
         guard = self.config.guard
+        judgements = [judge(control, guard, int(n)) for control, n in zip(self.controls, self.rollbacks, strict=True)]
         if not guard.enabled:
-            return None
-        diverged = [i for i, control in enumerate(self.controls) if control.diverged(guard.loss_multiple)]
+            return judgements
+        bad = [i for i, judgement in enumerate(judgements) if judgement is not Judgement.GOOD]
         for i, (state, place) in coming.items():
-            if i not in diverged:
-                self._good[i] = (state, place, self.controls[i].steps)
-        if not diverged:
-            return None
-        for i in diverged:
-            state, place, steps = self._good[i]
+            if i not in bad:
+                self.good[i] = (state, place, self.controls[i].steps)
+        for i in bad:
+            state, place, steps = self.good[i]
             self.rollbacks[i] += 1
             self.runs.load_state([i], state, [place])
             self.controls[i].roll_back(guard.cut, steps)
-        lost = np.zeros(self.num_envs, dtype=bool)
-        lost[diverged] = self.rollbacks[diverged] > guard.max_rollbacks
-        again = [i for i in diverged if not lost[i] and not self.controls[i].finished]
+        again = [i for i in bad if judgements[i] is Judgement.TAKE_BACK and not self.controls[i].finished]
         if again:
             self.runs.compute_gradients(self._mask(again))
-        return lost
-
-    def _not_finite(self) -> np.ndarray:
-        """Which runs are lost where no guard takes any back, bool (N,)."""
-        if self.config.guard.enabled:
-            return np.zeros(self.num_envs, dtype=bool)
-        return np.array([not control.finite for control in self.controls])
+        return judgements
 
     # ------------------------------------------------------------------ rewards and infos
 
@@ -246,7 +240,7 @@ class BatchedEnv(VecEnv):
         return [(bounded_loss(one.loss), one.metric) for one in figures]
 
     def _rewards(self, dones: np.ndarray) -> np.ndarray:
-        drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self._draws])
+        drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self.draws])
         rewards = np.zeros(self.num_envs)
         for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._rewards_metric)):
             rows = np.flatnonzero(chosen).tolist()

@@ -82,31 +82,31 @@ class BatchedRuns:
         self.gradients = torch.zeros_like(self.weights)
         self.losses = torch.zeros(size, device=self.device)  # by row, of the batches whose gradients are pending
         self.optimizer = BatchedOptimizer(optimizer, self.weights, self.model.settings.get(optimizer))
-        self._buffers = {
+        self.buffers = {
             name: buffer.to(self.device).expand(size, *buffer.shape).clone()
             for name, buffer in self.model.buffers.items()
         }
         self._passes = Traced(self._losses_and_gradients)
-        self._streams: dict[int, _Stream] = {}
+        self.streams: dict[int, _Stream] = {}
         self.rows = np.arange(size)  # of each run
-        self._order = np.arange(size)  # the run of each row
+        self.order = np.arange(size)  # the run of each row
 
     # ------------------------------------------------------------------ what happens to runs
 
     def begin(self, runs: Sequence[int], seeds: Sequence[int]) -> None:
         """Begin some runs anew; their gradients are not pending yet."""
         for run, seed in zip(runs, seeds, strict=True):
-            stream = self._streams[run] = self._stream(int(seed))
+            stream = self.streams[run] = self.new_stream(int(seed))
             with stream.drawing():
                 model = self.task.new_model()
             row = self.rows[run]
             with torch.no_grad():
                 self.weights[row] = nn.utils.parameters_to_vector(model.parameters())
                 for name, buffer in model.named_buffers():
-                    self._buffers[name][row] = buffer
+                    self.buffers[name][row] = buffer
         self.optimizer.begin(self._rows_of(runs))
 
-    def _stream(self, seed: int) -> _Stream:
+    def new_stream(self, seed: int) -> _Stream:
         """Return the data order and random numbers that a run of a seed begins with."""
         return _Stream(self._train, self.task.batch_size, seed)
 
@@ -115,14 +115,14 @@ class BatchedRuns:
 
         :param priority: a number a run, (N,)
         """
-        if (np.diff(priority[self._order]) <= 0).all():
+        if (np.diff(priority[self.order]) <= 0).all():
             return
         order = np.argsort(-priority, kind="stable")
         moved = torch.from_numpy(self.rows[order]).to(self.device)  # the row that comes to each row
-        for tensor in (*self._tensors(), self.gradients, self.losses, *self._buffers.values()):
+        for tensor in (*self.tensors(), self.gradients, self.losses, *self.buffers.values()):
             tensor.copy_(tensor[moved])
         self.optimizer.steps.copy_(self.optimizer.steps[moved.cpu()])
-        self._order = order
+        self.order = order
         self.rows[order] = np.arange(self.size)
 
     def compute_gradients(self, active: Tensor) -> None:
@@ -133,11 +133,11 @@ class BatchedRuns:
         rows, runs = self._active(active)
         whole = isinstance(rows, slice)  # views, and no copies
         weights = self.weights[rows]
-        buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
+        buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         gradients = self.gradients[rows] if whole else torch.empty_like(weights)
         into = list(self.views(gradients).values())
         parameters = list(self.views(weights).values())
-        examples = torch.stack([self._streams[run].data.next_rows() for run in runs])
+        examples = torch.stack([self.streams[run].data.next_rows() for run in runs])
         losses = torch.zeros(len(runs), device=self.device)
         for number, part in enumerate(examples.split(self.batch_size // self.task.accumulation, dim=1)):
             loss, found = self._passes(parameters, buffers, *self._batch(part, runs))
@@ -150,7 +150,7 @@ class BatchedRuns:
         if not whole:
             self.gradients[rows] = gradients
             for name, buffer in buffers.items():
-                self._buffers[name][rows] = buffer
+                self.buffers[name][rows] = buffer
 
     def apply_updates(self, rates: Tensor, active: Tensor) -> None:
         """Apply the pending gradients of some runs.
@@ -167,7 +167,7 @@ class BatchedRuns:
             return []
         rows = self._rows_of(runs)
         parameters = self.views(self.weights[rows])
-        buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
+        buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         count, split = len(self._reward), self._reward
         losses, collected = torch.zeros(len(runs), dtype=torch.float64, device=self.device), []
         at_once = min(self.task.evaluation_batch_size, max(1, _EVALUATED_AT_ONCE // len(runs)))
@@ -193,7 +193,7 @@ class BatchedRuns:
     def positions(self, runs: Sequence[int]) -> dict[int, Position]:
         """Return where data order, random numbers and buffers of some runs stand, by run: what a gradient moves."""
         return {
-            run: (self._streams[run].state(), [buffer[self.rows[run]].clone() for buffer in self._buffers.values()])
+            run: (self.streams[run].state(), [buffer[self.rows[run]].clone() for buffer in self.buffers.values()])
             for run in runs
         }
 
@@ -204,7 +204,7 @@ class BatchedRuns:
         """
         rows = self._rows_of(list(positions))
         return {
-            "tensors": [tensor[rows] for tensor in self._tensors()],
+            "tensors": [tensor[rows] for tensor in self.tensors()],
             "steps": self.optimizer.steps[rows.cpu()],
             "positions": list(positions.values()),
         }
@@ -218,13 +218,13 @@ class BatchedRuns:
         """
         chosen = range(len(runs)) if chosen is None else chosen
         rows, from_ = self._rows_of(runs), torch.tensor(list(chosen), device=self.device)
-        for tensor, saved in zip(self._tensors(), state["tensors"], strict=True):
+        for tensor, saved in zip(self.tensors(), state["tensors"], strict=True):
             tensor[rows] = saved[from_]
         self.optimizer.steps[rows.cpu()] = state["steps"][list(chosen)]
         for run, place in zip(runs, chosen, strict=True):
             stream, buffers = state["positions"][place]
-            self._streams[run].load(stream)
-            for buffer, saved in zip(self._buffers.values(), buffers, strict=True):
+            self.streams[run].load(stream)
+            for buffer, saved in zip(self.buffers.values(), buffers, strict=True):
                 buffer[self.rows[run]] = saved
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,10 +260,11 @@ class BatchedRuns:
     def _active(self, active: Tensor) -> tuple[slice | Tensor, list[int]]:
         """Return the rows of active runs, a slice if they are the first ones, and the run of each."""
         rows = np.sort(self.rows[active.numpy()])
-        runs = self._order[rows].tolist()
+        runs = self.order[rows].tolist()
         return (slice(len(runs)) if np.array_equal(rows, np.arange(len(rows))) else self._rows_of(runs)), runs
 
-    def _tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
+        """Return weights and optimizer state of all runs, each a matrix by row."""
         return [self.weights, *self.optimizer.state]
 
     def _losses_and_gradients(
@@ -290,7 +291,7 @@ class BatchedRuns:
             return laid_out(inputs), targets, {}
         prepared, masks = [], {name: torch.ones(len(runs), *shape) for name, shape in shapes.items()}
         for i, run in enumerate(runs):
-            with self._streams[run].drawing():
+            with self.streams[run].drawing():
                 prepared.append(self.task.prepare(inputs[i], True))
                 for name, mask in masks.items():
                     keep = 1.0 - self.model.dropouts[name]

@@ -22,16 +22,16 @@ def runs_state(runs: BatchedRuns) -> dict[str, Any]:
 
     :raises OutOfOrderError: if a run was never begun
     """
-    if len(runs._streams) < runs.size:
+    if len(runs.streams) < runs.size:
         raise OutOfOrderError("state_dict() came before every run was begun; begin them first.")
     return plain(
         {
             **_runs_header(runs),
             "matrices": [tensor.clone() for tensor in _matrices(runs)],
             "steps": runs.optimizer.steps.clone(),
-            "buffers": {name: buffer.clone() for name, buffer in runs._buffers.items()},
+            "buffers": {name: buffer.clone() for name, buffer in runs.buffers.items()},
             "rows": runs.rows.tolist(),
-            "streams": [runs._streams[run].state() for run in range(runs.size)],
+            "streams": [runs.streams[run].state() for run in range(runs.size)],
         }
     )
 
@@ -46,17 +46,17 @@ def load_runs_state(runs: BatchedRuns, state: dict[str, Any]) -> None:
         for tensor, saved in zip(_matrices(runs), state["matrices"], strict=True):
             tensor.copy_(saved)
         runs.optimizer.steps.copy_(state["steps"])
-        for name, buffer in runs._buffers.items():
+        for name, buffer in runs.buffers.items():
             buffer.copy_(state["buffers"][name])
         runs.rows = np.array(state["rows"])
-        runs._order = np.argsort(runs.rows)
+        runs.order = np.argsort(runs.rows)
         for run, stream in enumerate(state["streams"]):
-            runs._streams[run] = runs._stream(seed=0)
-            runs._streams[run].load(stream)
+            runs.streams[run] = runs.new_stream(seed=0)
+            runs.streams[run].load(stream)
 
 
 def _matrices(runs: BatchedRuns) -> list[Tensor]:
-    return [*runs._tensors(), runs.gradients, runs.losses]
+    return [*runs.tensors(), runs.gradients, runs.losses]
 
 
 def _runs_header(runs: BatchedRuns) -> dict[str, Any]:
@@ -74,13 +74,13 @@ def together_state(env: BatchedEnv) -> dict[str, Any]:
     return plain(
         {
             **_header(env),
-            "random": [random_state(draws) for draws in env._draws],
-            "begun": [draws.begun for draws in env._draws],
+            "random": [random_state(draws) for draws in env.draws],
+            "begun": [draws.begun for draws in env.draws],
             "episodes": [episode.state_dict([env.task]) for episode in env.episodes],
             "controls": [control.state_dict() for control in env.controls],
             "runs": env.runs.state_dict(),
-            "losses": env._losses.clone(),
-            "good": _joined(env._good) if env.config.guard.enabled else None,
+            "losses": env.losses.clone(),
+            "good": _joined(env.good) if env.config.guard.enabled else None,
             "rollbacks": env.rollbacks.tolist(),
             "evaluations": env._evaluations.tolist(),
             "evaluated": env._evaluated,
@@ -98,22 +98,22 @@ def load_together_state(env: BatchedEnv, state: dict[str, Any]) -> None:
     env.runs.load_state_dict(state.get("runs", {}))
     with loading():
         env.episodes = [episode_of(episode, [env.task], env.config.device) for episode in state["episodes"]]
-        env.controls = [env._control(episode) for episode in env.episodes]
+        env.controls = [env.new_control(episode) for episode in env.episodes]
         for control, memory in zip(env.controls, state["controls"], strict=True):
             control.load_state_dict(memory)
-        for draws, generator, begun in zip(env._draws, state["random"], state["begun"], strict=True):
+        for draws, generator, begun in zip(env.draws, state["random"], state["begun"], strict=True):
             load_random_state(draws, generator)
             draws.begun = begun
-        env._losses = state["losses"].to(env.runs.device, copy=True)
+        env.losses = state["losses"].to(env.runs.device, copy=True)
         if env.config.guard.enabled:
             good = _on_device(state["good"], env.runs.device)
-            env._good = [(good, place, updates) for place, updates in enumerate(good["updates"])]
+            env.good = [(good, place, updates) for place, updates in enumerate(good["updates"])]
         else:
-            env._good = [({}, 0, 0)] * env.num_envs
+            env.good = [({}, 0, 0)] * env.num_envs
         env.rollbacks, env._evaluations = np.array(state["rollbacks"]), np.array(state["evaluations"])
         env._evaluated = list(state["evaluated"])
         env.reset_infos = plain(state["reset_infos"])
-        env._observe()  # tells the controls what they saw
+        env.observe()  # tells the controls what they saw
 
 
 def _header(env: BatchedEnv) -> dict[str, Any]:

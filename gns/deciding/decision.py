@@ -6,13 +6,14 @@ in use exactly what it met in training. Per update the order is::
     loss.backward()                  # the gradient of the coming update is pending
     if core.decision_due:
         core.decide(policy(core.observe()))
-    core.before_update()             # writes the rate of this update into every parameter group
+    core.set_rates()                 # writes the rate of this update into every parameter group
     optimizer.step()
-    core.after_update(loss)
+    core.note_update(loss)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ from gns.deciding.rate_control import RateControl
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
 from gns.features.moments import group_of_each, optimizer_kind
-from gns.features.schemas import OPTIMIZER_KINDS, SUM_U2, RunStatistics, compute_features, get_schema
+from gns.features.schemas import compute_features, get_schema
+from gns.features.statistics import OPTIMIZER_KINDS, SUM_U2, RunStatistics
 from gns.features.sums import read_sums
+from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
 
@@ -43,13 +46,14 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer; the rates its groups have now are the initial ones. In mode ``per-layer`` they are
-        what has multipliers of its own, see :func:`gns.graph.layer_groups.parameter_groups`
+    :param optimizer: its optimizer. In mode ``per-layer`` its groups are what has multipliers of its own, see
+        :func:`gns.graph.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
     :param config: how actions become rates
     :param process_group: ranks that train this model together and must decide alike, see
         :mod:`gns.parallel.distributed`; None: this process decides alone, and communicates with no other
+    :param initial_lrs: initial rate of each parameter group; None: the rates they have now
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
         model is sharded over other ranks than these
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
@@ -63,8 +67,9 @@ class DecisionCore(RateControl):
         budget: int,
         config: DecisionConfig,
         process_group: ProcessGroup | None = None,
+        initial_lrs: Sequence[float | Tensor] | None = None,
     ) -> None:
-        rates = [group["lr"] for group in optimizer.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups] if initial_lrs is None else list(initial_lrs)
         bound = graph.bind(model)
         self._parameters = [p for layer in bound for p in layer]
         self._groups = group_of_each(optimizer, self._parameters)
@@ -106,14 +111,14 @@ class DecisionCore(RateControl):
             )
         statistics = self._collect()
         if needed:
-            figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
+            figures: Any = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
         self.saw(statistics.losses, bool(statistics.finite))
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
-    def before_update(self) -> None:
+    def set_rates(self) -> None:
         """Write the rate of the coming update into every parameter group.
 
         :raises OutOfOrderError: if a decision is due first, or the budget is spent
@@ -131,7 +136,7 @@ class DecisionCore(RateControl):
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
             self._before_last = [local(p.detach()).clone() for p in self._parameters]
 
-    def after_update(self, loss: Tensor) -> None:
+    def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
         memory, loss = self._memory, whole(loss.detach())
         if self._losses is None:
@@ -185,7 +190,8 @@ class DecisionCore(RateControl):
         if self._sharded:
             parameters = [local(p.detach()) for p in self._parameters]
             optimizer = local_optimizer(optimizer, self._parameters, parameters)
-        read = read_sums(optimizer, parameters, present, memory.steps)
+        schema, groups = get_schema(self.config.features), self.optimizer.param_groups
+        read = read_sums(optimizer, parameters, present, memory.steps, schema.products)
         table, measured, losses = self._on_host(read.sums)
         initial = self._of_tensors(self.initial_lrs)
         if self._measured is not None:
@@ -203,6 +209,10 @@ class DecisionCore(RateControl):
             budget=np.asarray(self.budget, dtype=np.float64),
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
+            settings={
+                name: self._of_tensors([float(SETTINGS[name](self._kind, group)) for group in groups])
+                for name in schema.settings
+            },
         )
 
     def _of_tensors(self, of_groups: list[float]) -> np.ndarray:

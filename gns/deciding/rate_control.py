@@ -143,6 +143,16 @@ class RateControl:
         return self._finite
 
     @property
+    def observed_losses(self) -> np.ndarray:
+        """Losses of the interval at the last observation, (k,).
+
+        :raises OutOfOrderError: before any observation
+        """
+        if self._observed_at < 0:
+            raise OutOfOrderError("The run is to be judged and was never observed; call observe() first.")
+        return self._seen
+
+    @property
     def memory(self) -> Memory:
         """What is remembered; not to be changed."""
         return self._memory
@@ -200,25 +210,6 @@ class RateControl:
         memory.update += count
         memory.steps += count
 
-    # ------------------------------------------------------------------ divergence
-
-    def diverged(self, loss_multiple: float) -> bool:
-        """Say whether the last interval went wrong, from the last :meth:`observe`.
-
-        :param loss_multiple: how many times its start the mean loss may reach
-        :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
-        :raises OutOfOrderError: before any :meth:`observe`
-        """
-        if self._observed_at < 0:
-            raise OutOfOrderError("diverged() came before any observe(); observe first.")
-        if not self._finite:
-            return True
-        if not self._seen.size:
-            return False
-        start = self._seen[0] if math.isnan(self._memory.start_loss) else self._memory.start_loss
-        # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
-        return bool(self._seen.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
-
     def roll_back(self, cut: float, steps: int) -> None:
         """Note that the last interval was undone: its updates stay counted, its losses do not, the rate is cut.
 
@@ -231,6 +222,16 @@ class RateControl:
         memory.rolled_back, memory.steps, memory.interval_updates = True, steps, 0
 
     # ------------------------------------------------------------------ state
+
+    def go_on_after(self, updates: int, rates: Sequence[float]) -> None:
+        """Go on in the middle of a run of which nothing else is known.
+
+        :param updates: updates done
+        :param rates: that the parameter groups have now
+        """
+        memory = self._memory
+        memory.update = memory.steps = updates
+        memory.scale = self.shared_rate(rates) / (self.initial_lrs[0] * self.factor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered between updates; what was observed last is not part of it."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gns.deciding.decision import DecisionConfig, DecisionCore
-from gns.deciding.guard import GuardConfig, Snapshot
+from gns.deciding.guard import GuardConfig, Judgement
+from gns.deciding.guarded_run import GuardedRun
 from gns.errors import LayerGraphError
 from gns.features.moments import group_of_each
 from gns.features.schemas import get_schema
@@ -21,7 +22,7 @@ from gns.policy.artefact import GNSPolicy
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
 from gns.scheduler.policy_source import fingerprint
-from gns.scheduler.state import graph_from_plain, graph_of_first_rank, make_core, on_device_of, plain_graph
+from gns.scheduler.state import graph_from_plain, graph_of_first_rank, on_device_of, plain_graph
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -61,12 +62,21 @@ class ScheduledRun:
         self.history: list[DecisionRecord] = []
         self.record_layers = record_layers
         self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
-        self.rollbacks = 0
-        self.core: DecisionCore | None = None  # made at the first update, once the layer graph is known
-        self._core_state: dict[str, Any] | None = None  # what it goes on from
-        self._snapshot: Snapshot  # made with the core, where there is a guard
+        self._guarded: GuardedRun | None = None  # made at the first update, once the layer graph is known
+        self._core_state: dict[str, Any] | None = None  # what it goes on from, and after how many rollbacks
+        self._rollbacks_before = 0
         self._graph_problem: LayerGraphError | None = None
         self._logged: set[str] = set()
+
+    @property
+    def core(self) -> DecisionCore | None:
+        """Its decision core, from the first update on."""
+        return None if self._guarded is None else self._guarded.core
+
+    @property
+    def rollbacks(self) -> int:
+        """How often it was taken back."""
+        return self._rollbacks_before if self._guarded is None else self._guarded.rollbacks
 
     @property
     def begun(self) -> bool:
@@ -123,46 +133,38 @@ class ScheduledRun:
                 f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
                 "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
             ) from self._graph_problem
-        core = make_core(
-            self.model,
-            optimizer,
-            self.graph,
-            self.budget,
-            self.decision,
-            initial_lrs,
-            self._core_state,
-            updates,
-            group,
-        )
+        now, initial = ([float(rate) for rate in rates] for rates in (rates_of(optimizer), initial_lrs))
+        core = DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, initial)
+        if self._core_state is not None:
+            core.load_state_dict(self._core_state)
+        elif updates:
+            core.go_on_after(updates, now)
         self._core_state = None
         if self.decision.per_layer and len(optimizer.param_groups) == 1:
             _logger.warning(
                 "The policy has a multiplier for each layer's rate and the optimizer one parameter group, which gets "
                 "the shared rate. Make the optimizer on gns.parameter_groups(model)."
             )
-        if self.guard is not None:
-            self._snapshot = Snapshot(unwrap(self.model), optimizer, self.guard.folder)
-            if core.update:
-                self._snapshot.take(core.steps)  # of a run that goes on, where it goes on
-        self.core = core
+        guard = self.guard or GuardConfig(enabled=False)
+        self._guarded = GuardedRun(core, guard, self._rollbacks_before)
+        if core.update:
+            self._guarded.keep()  # of a run that goes on, where it goes on
         return core
 
     # ------------------------------------------------------------------ its decisions
 
-    def decide(self, core: DecisionCore) -> bool:
+    def decide(self) -> bool:
         """Take the decision that is due, on the pending gradients, which are unscaled.
 
-        :param core: its decision core
         :return: False if the run was taken back instead, and the coming update is to be left out
         """
+        assert self._guarded is not None
+        core = self._guarded.core
         observation = core.observe()
         names = get_schema(self.decision.features).globals
         features = dict(zip(names, observation.globals.tolist(), strict=True))
-        if self.guard is not None:
-            if core.update == 0 or not core.diverged(self.guard.loss_multiple):
-                self._snapshot.take(core.steps)
-            elif self._roll_back(core, self.guard, features, observation.nodes):
-                return False
+        if self._taken_back(self._guarded, features, observation.nodes):
+            return False
         if not core.statistics.finite and "finite" not in self._logged:
             self._logged.add("finite")
             _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
@@ -172,41 +174,41 @@ class ScheduledRun:
         self._record(core, multiplier, float(np.ravel(action)[0]), features, observation.nodes)
         return True
 
-    def check_end(self, core: DecisionCore) -> None:
+    def check_end(self) -> None:
         """Take the run back, once its budget is spent, if its last interval went wrong."""
-        if self.guard is not None:
-            nodes = core.observe().nodes
-            if core.diverged(self.guard.loss_multiple):
-                self._roll_back(core, self.guard, {}, nodes)
+        if self._guarded is not None and self._guarded.guard.enabled:
+            nodes = self._guarded.core.observe().nodes
+            self._taken_back(self._guarded, {}, nodes)
 
-    def _roll_back(self, core: DecisionCore, guard: GuardConfig, features: dict[str, float], nodes: np.ndarray) -> bool:
-        """Put back the last good snapshot and cut the rate; return False once that was done as often as allowed."""
-        if self.rollbacks >= guard.max_rollbacks:
-            if "lost" not in self._logged:
-                self._logged.add("lost")
-                _logger.error(
-                    "The run diverged at update %d after %d rollbacks; it is not taken back any more.",
-                    core.update,
-                    self.rollbacks,
-                )
+    def _taken_back(self, guarded: GuardedRun, features: dict[str, float], nodes: np.ndarray) -> bool:
+        """Judge the interval observed last; return True, and tell, where the run was taken back."""
+        core, guard = guarded.core, guarded.guard
+        judgement = guarded.check()
+        if judgement is Judgement.GOOD or not guard.enabled:
             return False
-        self.rollbacks += 1
-        self._snapshot.restore()
-        core.roll_back(guard.cut, self._snapshot.steps)
         held = (parameter for group in core.optimizer.param_groups for parameter in group["params"])
         for parameter in (*core.model.parameters(), *held):
             parameter.grad = None  # it belongs to the state that was undone; an optimizer skips what has no gradient
         self._record(core, guard.cut, None, features, nodes, rollback=True)
-        _logger.warning(
-            "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback %d "
-            "of %d).",
-            core.update,
-            core.budget,
-            self._snapshot.steps,
-            guard.cut,
-            self.rollbacks,
-            guard.max_rollbacks,
-        )
+        where = (core.update, core.budget, guarded.good_steps, guard.cut)
+        if judgement is Judgement.TAKE_BACK:
+            _logger.warning(
+                "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g (rollback "
+                "%d of %d).",
+                *where,
+                guarded.rollbacks,
+                guard.max_rollbacks,
+            )
+        elif "lost" not in self._logged:
+            self._logged.add("lost")
+            _logger.error(
+                "Diverged at update %d of %d: the state after %d updates is restored, the rate is cut by %g, and this "
+                "run is lost: it diverged more often than max_rollbacks = %d allows. Whenever it diverges again it is "
+                "restored again, without a word. Stop it, look for data and losses that are not finite, and train "
+                "again; or give GuardConfig another loss_multiple or more rollbacks.",
+                *where,
+                guard.max_rollbacks,
+            )
         return True
 
     def _record(
@@ -249,18 +251,27 @@ class ScheduledRun:
         self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
         self.history = [DecisionRecord(**record) for record in state["history"]]
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
-        self.rollbacks = state["rollbacks"]
-        self.core, self._core_state = None, on_device_of(self.model, state["core"])
+        self._guarded, self._rollbacks_before = None, state["rollbacks"]
+        self._core_state = on_device_of(self.model, state["core"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; the core is kept as its state."""
-        own = {name: value for name, value in vars(self).items() if name != "_snapshot"}
-        ranks = ranks_of(self.process_group)  # a group itself is of this process only
-        core = self._state_of_core()
-        return own | {"core": None, "_core_state": core, "_graph_problem": None, "process_group": ranks}
+        anew = {
+            "_guarded": None,
+            "_core_state": self._state_of_core(),
+            "_rollbacks_before": self.rollbacks,
+            "_graph_problem": None,
+            "process_group": ranks_of(self.process_group),  # a group itself is of this process only
+        }
+        return vars(self) | anew
 
     def _state_of_core(self) -> dict[str, Any] | None:
         return self.core.state_dict() if self.core is not None else self._core_state
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
+    """Return the rates that parameter groups have now."""
+    return [group["lr"] for group in optimizer.param_groups]
 
 
 def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

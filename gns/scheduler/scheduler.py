@@ -164,13 +164,13 @@ class GNSScheduler(LRScheduler):
             )
         core = self._run.core
         assert core is not None
-        core.after_update(given)
+        core.note_update(given)
         self._pending = False
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
         if core.finished:
-            self._run.check_end(core)
+            self._run.check_end()
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
@@ -252,9 +252,9 @@ class GNSScheduler(LRScheduler):
             return args, kwargs
         if core.decision_due:
             unscale(optimizer)
-            if not self._run.decide(core):
+            if not self._run.decide():
                 return args, kwargs
-        core.before_update()
+        core.set_rates()
         self._note_rates()
         self._applying = True
         return args, kwargs

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.errors import InvalidSettingError
 from gns.graph.layer_graph import LayerGraph, trainable_parameters
 from gns.parallel.distributed import agree
@@ -85,39 +83,3 @@ def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any
         return None
     device = next(iter(trainable_parameters(model).values())).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in core.items()}
-
-
-def make_core(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    graph: LayerGraph,
-    budget: int,
-    config: DecisionConfig,
-    initial_lrs: list[float | Tensor],
-    state: dict[str, Any] | None,
-    updates: int,
-    process_group: ProcessGroup | None = None,
-) -> DecisionCore:
-    """Make the decision core of a run, whatever the optimizer's rates are by now.
-
-    :param initial_lrs: initial rate of each parameter group
-    :param state: state dict of the core that it goes on from, if there is one
-    :param updates: updates done; without a state the core then goes on from the optimizer's rates
-    :param process_group: see :class:`gns.deciding.decision.DecisionCore`
-    """
-    now = [float(group["lr"]) for group in optimizer.param_groups]
-    for group, initial in zip(optimizer.param_groups, initial_lrs, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].copy_(torch.as_tensor(initial))
-        else:
-            group["lr"] = float(initial)
-    core = DecisionCore(model, optimizer, graph, budget, config, process_group)
-    if state is not None:
-        core.load_state_dict(state)
-    elif updates:
-        fresh = core.state_dict()
-        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"update": updates, "steps": updates}})
-        scale = core.shared_rate(now) / (core.initial_lrs[0] * core.factor)
-        fresh = core.state_dict()
-        core.load_state_dict(fresh | {"memory": fresh["memory"] | {"scale": scale}})
-    return core
