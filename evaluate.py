@@ -80,20 +80,8 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
                 console.print(f"{part.name}: {name} is left out. {why}", style="bold")
             results.append(result)
             if result.evaluation is not None:
-                place, homes = folder / part.name, trained_on(part.controllers)
-                made = _compared(part.name, result.evaluation, homes, part.protocol)
-                place.mkdir(parents=True, exist_ok=True)
-                report.write(f"results of {part.name}", write_results, place, made.evaluation, made.lines, about)
-                if made.shares:
-                    report.write(f"shares of {part.name}", write_shares, place, made.shares)
-                picture = place / "relative_rates.png"
-                pictures = report.write(f"pictures of {part.name}", draw_settings, place, made.evaluation)
-                pictures += report.write(
-                    f"relative rates of {part.name}", draw_relative_rates, picture, made.evaluation
-                )
-                pages = (place, made.evaluation, made.lines, made.cells, about)
-                report.write(f"reports of {part.name}", write_reports, reports, *pages)
-                compared.append(replace(made, pictures=pictures))
+                made = _compared(part.name, result.evaluation, trained_on(part.controllers), part.protocol)
+                compared.append(_write(report, folder / part.name, made, reports, about))
             found = evidence(results)
             written = write_evidence(folder, results, found, about)  # what is known so far
         checkpoints.clear()
@@ -143,15 +131,7 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
             "config": content,
             "versions": dict(versions()),
         }
-        report.write("results", write_results, folder, evaluation, made.lines, about)
-        drawn = report.write("pictures", draw_settings, folder, evaluation)
-        if made.cells:
-            drawn += report.write("transfer", write_transfer, folder, made.cells)
-        if made.shares:
-            report.write("shares", write_shares, folder, made.shares)
-        made = replace(made, pictures=[path for path in drawn if path.suffix == ".png"])
-        names = chosen_reports(content["report"])
-        report.write("reports", write_reports, names, folder, evaluation, made.lines, made.cells, about)
+        made = _write(report, folder, made, chosen_reports(content["report"]), about)
         _print_comparison(console, made)
         for path in report.written:
             console.print(f"wrote {path}")
@@ -168,6 +148,27 @@ def _compared(name: str, evaluation: Evaluation, homes: Mapping[str, str], proto
     """
     standing = shares(evaluation) if evaluation.percents else []
     return Compared(name, evaluation, compare(evaluation), transfer(evaluation, homes), protocol, standing)
+
+
+def _write(report: Parts, folder: Path, made: Compared, names: Sequence[str], about: dict[str, Any]) -> Compared:
+    """Write the files of one comparison, a part each, and return it with its pictures.
+
+    :param names: of further reports
+    :param about: what made the results
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation, where = made.evaluation, f" of {made.name}" if made.name else ""
+    report.write(f"results{where}", write_results, folder, evaluation, made.lines, about)
+    drawn = report.write(f"pictures{where}", draw_settings, folder, evaluation)
+    if made.name:
+        path = folder / "relative_rates.png"
+        drawn += report.write(f"relative rates{where}", draw_relative_rates, path, evaluation)
+    if made.cells:
+        drawn += report.write(f"transfer{where}", write_transfer, folder, made.cells)
+    if made.shares:
+        report.write(f"shares{where}", write_shares, folder, made.shares)
+    report.write(f"reports{where}", write_reports, names, folder, evaluation, made.lines, made.cells, about)
+    return replace(made, pictures=[path for path in drawn if path.suffix == ".png"])
 
 
 def _print_comparison(console: Console, made: Compared) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from made_evaluation import ABOUT, evaluation_of, page, rows_of, small
 import evaluate as evaluate_command
 from agents.evaluation.comparison import compare
 from agents.evaluation.transfer import transfer
+from agents.reports import kinds
 from agents.reports.html_report import FILE, PLOTTED_SETTINGS, transfer_map, write_html
 from agents.reports.html_summary import sentences, standing_table
 from agents.reports.html_tables import LISTED_RUNS, cost_table, failures_tables, results_table, wrong_runs
@@ -66,7 +68,7 @@ def test_hostile_names_of_anything_stay_text():
     rows += rows_of("rex", 0.5, [1.0], task=HOSTILE[1])
     config = {"name": HOSTILE[0], HOSTILE[1]: HOSTILE[2]}
     evaluation = evaluation_of(rows)
-    text = page(evaluation, HOSTILE, config=config, versions={HOSTILE[0]: HOSTILE[2]}, overrides=HOSTILE)
+    text = page(evaluation, HOSTILE, config=config, versions={HOSTILE[0]: HOSTILE[2]}, command=" ".join(HOSTILE))
     parsed, plain = Parsed(text), Parsed(page(evaluation_of(small())))
     assert {tag for tag, _ in parsed.tags} - {tag for tag, _ in plain.tags} <= {"select", "option"}
     assert len(parsed.named("script")) == len(parsed.named("style")) == 1 and parsed.code == plain.code
@@ -188,7 +190,7 @@ def test_runs_that_went_wrong_are_counted_and_listed():
         ["rex", "digits, adam", "100", "7", "0", "2", "0.3", "0.9"],
         ["cosine", "digits, adam", "100", "6", "2", "0", "0.9", "0.9"],
     ]
-    assert [row[5][0] for row in listed.rows] == ["diverged", "failed", "failed", "diverged"]
+    assert [row[2][0] for row in listed.rows] == ["diverged", "failed", "failed", "diverged"]
     assert failures_tables(evaluation_of(rows_of("rex", 0.1, [1.0, 2.0]))) == []
     many = evaluation_of(rows_of("rex", 0.1, [math.inf] * (LISTED_RUNS + 1)))
     assert len(failures_tables(many)[1].rows) == LISTED_RUNS and "first 200 of 201" in failures_tables(many)[1].caption
@@ -365,6 +367,8 @@ def test_the_command_writes_the_report(tmp_path, monkeypatch, compose, capsys):
     assert "2 controllers were run on digits_mlp" in text and "called from Python" in text and "seeds: 1" in text
 
 
-def test_the_command_line_is_quoted_for_a_shell():
-    text = Parsed(page(evaluation_of(small()), overrides=["name=x", "task=[digits_mlp]", "policy=a b"])).text
+def test_the_command_line_is_quoted_for_a_shell(monkeypatch):
+    words = SimpleNamespace(overrides=SimpleNamespace(task=["name=x", "task=[digits_mlp]", "policy=a b"]))
+    monkeypatch.setattr(kinds, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: words))
+    text = Parsed(page(evaluation_of(small()), command=kinds.command())).text
     assert "python evaluate.py name=x 'task=[digits_mlp]' 'policy=a b'" in text

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +38,7 @@ def write_html(
     """Write report.html and return its path.
 
     :param folder: where results are
-    :param about: what made the results: ``config``, ``versions``, and ``overrides`` of the command line where known
+    :param about: what made the results: ``config``, ``versions``, and ``command`` where known
     """
     path = folder / FILE
     path.write_text(html(evaluation, lines, cells, about), encoding="utf-8", newline="\n")
@@ -88,7 +87,7 @@ def content(
         "legend": LEGEND,
         "cost": cost_table(evaluation, lines),
         "failures": failures_tables(evaluation),
-        "command": _command(about),
+        "command": about.get("command", ""),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "versions": Table(
             "Versions",
@@ -142,11 +141,6 @@ def _settings(evaluation: Evaluation, lines: Sequence[Line], style: dict[str, Lo
         table = results_table(f"Results: {setting.title}", groups[setting])
         result.append({"title": setting.title, "table": table, "plots": plots})
     return result
-
-
-def _command(about: Mapping[str, Any]) -> str:
-    overrides = about.get("overrides")
-    return "" if overrides is None else shlex.join(["python", "evaluate.py", *overrides])
 
 
 def _hash(text: str) -> str:

@@ -48,19 +48,13 @@ def write_reports(
 ) -> list[Path]:
     """Write the reports of these names on one comparison into a folder and return their paths.
 
-    :param about: ``config`` and ``versions``; words of the command line are added where Hydra was started with any
+    :param about: ``config`` and ``versions``
     """
-    words = overrides()
-    about = about if words is None else {**about, "overrides": words}
+    about = {**about, "command": command()}
     return [REPORTS[name](folder, evaluation, lines, cells, about) for name in names if name in REPORTS]
 
 
-def overrides() -> list[str] | None:
-    """Return the words of the command line; None where Hydra was started with none."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
-
-
 def command() -> str:
-    """Return the command line; empty where it is not known."""
-    words = overrides()
+    """Return the command line; empty where Hydra was started with none."""
+    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
     return "" if words is None else shlex.join(["python", "evaluate.py", *words])
