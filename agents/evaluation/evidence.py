@@ -60,31 +60,26 @@ def standings(result: PartResult) -> list[Standing]:
     logs = scores.log_ratios()
     log_means, (log_low, log_high) = interquartile_mean(logs), stratified_interval(logs, interquartile_mean)
     ranked = [n for n, name in enumerate(scores.methods) if n in scores.references or name in result.policies]
-    tops = {by: np.full((2, len(scores.methods)), math.nan) for by in ("metric", "loss")}
-    for by, array in (("metric", scores.metric), ("loss", scores.loss)):
+    tops = np.full((len(scores.methods), 2, 2), math.nan)  # by the metric and by the loss, of Top-1 and Top-3
+    for by, array in enumerate((scores.metric, scores.loss)):
         for place, k in enumerate((1, 3)):
-            tops[by][place, ranked] = top_shares(array[:, ranked], k)
+            tops[ranked, by, place] = top_shares(array[:, ranked], k)
+    figures = {"ratio": means, "low": low, "high": high, "worst": ratios.max(axis=0)}
+    figures |= {"log_ratio": log_means, "log_low": log_low, "log_high": log_high}
     made = []
     for n, name in enumerate(scores.methods):
-        lost, runs = scores.learned_nothing(name)
-        cost, evaluations = scores.price(name)
+        (lost, runs), (cost, evaluations) = scores.learned_nothing(name), scores.price(name)
         made.append(
             Standing(
                 part=result.name,
                 controller=name,
-                ratio=float(means[n]),
-                low=float(low[n]),
-                high=float(high[n]),
-                worst=float(ratios[:, n].max()),
-                log_ratio=float(log_means[n]),
-                log_low=float(log_low[n]),
-                log_high=float(log_high[n]),
-                top=(float(tops["metric"][0, n]), float(tops["metric"][1, n])),
-                top_loss=(float(tops["loss"][0, n]), float(tops["loss"][1, n])),
+                top=(float(tops[n, 0, 0]), float(tops[n, 0, 1])),
+                top_loss=(float(tops[n, 1, 0]), float(tops[n, 1, 1])),
                 learned_nothing=lost,
                 runs=runs,
                 cost=cost,
                 evaluations=evaluations,
+                **{key: float(values[n]) for key, values in figures.items()},
             )
         )
     return made
