@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from agents.evaluation.results import Evaluation
@@ -71,7 +72,7 @@ def draw_plots(path: Path, title: str, plots: Sequence[Plot], columns: int = 2) 
         axis.set_yticks([place for place, _ in plot.y_ticks], [text for _, text in plot.y_ticks], fontsize=8)
         axis.set_xlabel(plot.x_label, parse_math=False)
         axis.set_ylabel(plot.y_label, parse_math=False)
-        axis.set_title(f"{plot.title}\n{plot.note}".rstrip(), fontsize=8, parse_math=False)
+        axis.set_title("\n".join([plot.title, *wrap(plot.note, 72)]), fontsize=8, parse_math=False)
         axis.grid(alpha=0.3)
         for series in reversed(plot.series):
             how = _how(series.look)
