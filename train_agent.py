@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from agents.evaluation.results_cache import ResultsCache
 from agents.reports.files import prepare_folder
 from agents.runtime.command import launch, plain, use_data_root
 from agents.runtime.progress import ProgressBar
@@ -23,8 +22,8 @@ from agents.trackers import TrackerConfig, make_tracker
 from agents.training.resuming import Resuming, identity_of
 from agents.training.train import TrainConfig, train, versions
 from agents.training.watch import Progress
+from envs.pool import PoolConfig, draw_pool
 from envs.tasks import Task, get_task
-from envs.tasks.pool import PoolConfig, draw_pool
 from gns.errors import InvalidSettingError
 
 _OUTSIDE_TRAINING = ("name", "task", "pool", "validation_tasks", "tracker", "data_root", "resume")
@@ -48,8 +47,6 @@ def run(config: DictConfig) -> Path:
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2), encoding="utf-8")
     first = "; tuning schedules to compare with first" if settings.baseline.controllers else ""
     console.print(f"Training a policy on {_named(tasks)}{first}.")
-    if settings.imitation.schedule is not None:
-        console.print(f"Before PPO it learns to imitate {settings.imitation.schedule}, tuned on each of them.")
     if validation_tasks:
         console.print(f"The best on {_named(validation_tasks)}, none of which it learns from, is taken.")
     console.print(
@@ -82,7 +79,6 @@ def run(config: DictConfig) -> Path:
             stop=stop,
             validation_tasks=validation_tasks,
             about={"drawn tasks": _of_pool(pool)} if pool.size else {},
-            tuning=ResultsCache(folder / "tuning.jsonl") if settings.imitation.schedule is not None else None,
         )
         target = folder / "policy"
         policy.save_pretrained(target)

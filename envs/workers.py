@@ -20,29 +20,30 @@ from typing import Any
 import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.blocks import Answer, BlocksVecEnv, Call, Worker, ask_block, make_block
 from envs.engine import PROCESSES, EngineConfig
+from envs.portions import Answer, Call, ask_portion, make_portion
+from envs.restarting import RestartingVecEnv, Worker
 from gns.errors import WorkerLostError
 
 _CLOSE = 10.0  # seconds a process may take to end
 
 
 def _work(connection: Connection, pickled: bytes) -> None:
-    """Serve calls on a block of environments until told to close.
+    """Serve calls on a portion of environments until told to close.
 
     Ctrl-C and SIGTERM, which go to a whole group of processes, are for whoever asks, and may want more answers.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        block, answer = make_block(pickled)
+        portion, answer = make_portion(pickled)
         connection.send(answer)
-        while block is not None:
+        while portion is not None:
             name, arguments = connection.recv()
             if name == "close":
-                block.close()
+                portion.close()
                 return
-            connection.send(ask_block(block, name, arguments))
+            connection.send(ask_portion(portion, name, arguments))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
 
@@ -114,22 +115,22 @@ def _bound_reads(connection: Connection, seconds: float) -> None:
         pipe.detach()
 
 
-class WorkersVecEnv(BlocksVecEnv):
-    """Steps blocks of environments, each in a process of one thread.
+class WorkersVecEnv(RestartingVecEnv):
+    """Steps portions of environments, each in a process of one thread.
 
-    Processes that die or hang are started again, see :class:`envs.blocks.BlocksVecEnv`.
+    Processes that die or hang are started again, see :class:`envs.restarting.RestartingVecEnv`.
 
-    :param blocks: functions that make a vector of environments each; their observations must be of one shape
-    :param places: numbers that the environments of each block have in this vector, every number once
+    :param portions: functions that make a vector of environments each; their observations must be of one shape
+    :param places: numbers that the environments of each portion have in this vector, every number once
     :param engine: when a process is lost, and how often it may be
     :raises WorkerError: if a process cannot make its environments, later raises, or is lost once too often
     """
 
     def __init__(
         self,
-        blocks: Sequence[Callable[[], VecEnv]],
+        portions: Sequence[Callable[[], VecEnv]],
         places: Sequence[Sequence[int]],
         engine: EngineConfig = PROCESSES,
     ) -> None:
-        processes = [_Process(cloudpickle.dumps(make), engine.timeout) for make in blocks]
+        processes = [_Process(cloudpickle.dumps(make), engine.timeout) for make in portions]
         super().__init__(processes, places, engine)

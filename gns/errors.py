@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from numbers import Real
 
@@ -83,7 +84,7 @@ def require_positive(name: str, value: float) -> None:
 
     :raises InvalidSettingError: on anything else
     """
-    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value <= sys.float_info.max):
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
 
 

@@ -16,7 +16,7 @@ from agents.controllers import Controller, controller_kinds, make_controller
 from agents.controllers.hypergradient import HypergradientSession
 from agents.controllers.peers import PeerController
 from agents.runtime.command import plain
-from agents.runtime.settings import CONFIG_FOLDER
+from agents.runtime.settings import CONFIG_FOLDER, store_task_defaults
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, GNSPolicy, NetworkConfig, PolicyConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
@@ -60,6 +60,7 @@ def settings_of(name: str) -> dict:
 
     overrides = [f"controller=[{name}]", f"policy={FOLDERS['policy']}"]
     overrides += [f"controller.srls.policy={FOLDERS['srls']}"] if name == "srls" else []
+    store_task_defaults()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         return plain(compose("evaluate", overrides=overrides))["controller"][name]
 

@@ -224,6 +224,15 @@ def test_a_plateau_cuts_the_rate_when_the_reward_loss_stops_falling():
     assert run.ledger.evaluations == 9 + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("factor", 1.0), ("every", 0.0), ("patience", -1), ("cooldown", -1), ("threshold", math.nan)],
+)
+def test_settings_of_a_plateau_outside_their_domain_are_refused(name, value):
+    with pytest.raises(InvalidSettingError, match=f"{name} is .*; expected a"):
+        make_controller("p", {"kind": "plateau", name: value})
+
+
 def test_one_cycle_turns_its_momentum_where_its_rate_peaks_after_a_warm_up():
     session = ScheduleController("o", "onecycle", cycle_momentum=True, warmup=0.5).start(episode(optimizer="sgdm"))
     momenta = []

@@ -25,7 +25,7 @@ from agents.evaluation.protocol import EvaluationConfig
 from agents.evaluation.results_cache import ResultsCache, _check
 from agents.runtime.checkpoints import _START, MAGIC, CheckpointStore
 from agents.runtime.command import plain
-from agents.runtime.settings import build, check_choices
+from agents.runtime.settings import build, check_choices, store_task_defaults
 from agents.training.train import TrainConfig
 from evaluate import _OUTSIDE_PROTOCOL
 from gns import GNSPolicy, NetworkConfig, Observation, PolicyConfig, PolicyFormatError
@@ -391,6 +391,7 @@ OVERRIDES = st.one_of(
 def hydra_here():
     from hydra import initialize_config_dir
 
+    store_task_defaults()
     root = Path(__file__).resolve().parent.parent
     with initialize_config_dir(str(root / "configs"), version_base=None):
         yield

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from agents.runtime.settings import CONFIG_FOLDER, check_choices, refuse_code
+from agents.runtime.settings import CONFIG_FOLDER, check_choices, refuse_code, store_task_defaults
 from agents.runtime.stopping import StoppedError
 from envs.tasks.hub import DATA_ROOT
 from gns.errors import GNSError, InvalidSettingError
@@ -42,6 +42,7 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
         check_folder(sys.argv[1:], name)
     except GNSError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    store_task_defaults()
     main()
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from envs.tasks import get_task, known_tasks
 from gns.errors import InvalidSettingError, UnknownNameError
 
 T = TypeVar("T")
@@ -84,6 +85,17 @@ def _check_override(override: Any, argument: str, folder: Path) -> None:
         for name in names:
             if name not in known:
                 raise UnknownNameError(group, name, known)
+
+
+def store_task_defaults() -> None:
+    """Give Hydra the settings of every registered task, from which its file in ``configs/task`` begins.
+
+    To be called before a configuration is composed. The task ``NAME`` is the config ``task/registered/NAME``.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    for name in known_tasks():
+        ConfigStore.instance().store(name, {name: get_task(name).settings()}, group="task/registered")
 
 
 def _choices(value: Any) -> list[str]:

@@ -14,7 +14,8 @@ from agents.evaluation.protocol import Grid
 from agents.evaluation.results import SETTING, runs_frame, tune
 from agents.evaluation.sweep import Job, run_jobs
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, Episode
+from envs.env_config import EnvConfig
+from envs.episode import Episode
 from envs.tasks import Task
 from gns.errors import require_positive
 from gns.features.statistics import log_loss

@@ -15,11 +15,9 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from agents.evaluation.protocol import require_different_names
-from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
-from agents.training.imitation import ImitationConfig, TunedRates, imitate
 from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.training.resuming import (
     CheckpointConfig,
@@ -31,7 +29,7 @@ from agents.training.resuming import (
 from agents.training.schedule_reference import BaselineConfig, ScheduleReference
 from agents.training.watch import Progress, Watch
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
 from gns.policy.artefact import GNSPolicy
@@ -52,7 +50,6 @@ class TrainConfig:
     :param engine: what the workers are. Changes no result
     :param checkpoint: when the state of the training is written
     :param validation: when policies are scored on tasks that are not learned from, to take the best
-    :param imitation: what the policy learns to follow before PPO begins
     :param initial_policy: folder or Hub id of a policy whose weights the training begins with, instead of random ones;
         of the same network and action mode. How far its actions deviate, ``agent.log_std``, is no part of a policy
     """
@@ -66,12 +63,10 @@ class TrainConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    imitation: ImitationConfig = field(default_factory=ImitationConfig)
     initial_policy: str | None = None
 
     def __post_init__(self) -> None:
         require_positive("episodes", self.episodes)
-        self.imitation.check(self.env.decision)
         if self.workers < 0:
             raise InvalidSettingError(f"workers is {self.workers}; expected 0 or more.")
         if self.env.decision.features != self.agent.network.features:
@@ -99,7 +94,6 @@ def train(
     stop: StopRequest | None = None,
     validation_tasks: Sequence[Task] = (),
     about: Mapping[str, Any] | None = None,
-    tuning: ResultsCache | None = None,
 ) -> GNSPolicy:
     """Train a policy by PPO on episodes over all tasks, and return it.
 
@@ -115,7 +109,6 @@ def train(
     :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
         score is returned, else the last
     :param about: what the policy's card says besides
-    :param tuning: where runs of the schedule to imitate are kept
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
     :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
         policy to begin with is of another network or action mode
@@ -176,10 +169,6 @@ def train(
                 )
                 report(watch.progress())
 
-        def stop_if_asked() -> None:
-            if stop is not None:
-                stop.check()
-
         def updated() -> None:
             tell()
             if validation is not None and validation.due(watch.episodes):
@@ -187,7 +176,8 @@ def train(
             stopping = stop is not None and stop.number is not None
             if checkpoints is not None and (checkpoints.due or stopping):
                 checkpoints.write(everything, model.num_timesteps)
-            stop_if_asked()
+            if stop is not None:
+                stop.check()
 
         random_numbers = None if state is None else state["random"]
         watch = Watch(reference, report, updated, config.agent.entropy_coefficient, validation, random_numbers)
@@ -198,11 +188,6 @@ def train(
             if validation is not None:
                 validation.load_state_dict(state["validation"])
             report(watch.progress())
-        elif config.imitation.schedule is not None:
-            how = config.imitation
-            rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
-            imitate(model, rates, how, decision, config.env.most_decisions(tasks), stop_if_asked)
-            score()
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
@@ -267,7 +252,6 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         "seed": config.seed,
         "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
         **({"begun with the policy": config.initial_policy} if config.initial_policy else {}),
-        **({"begun by imitating": f"tuned {imitated}"} if (imitated := config.imitation.schedule) else {}),
         **chosen,
     }
 

@@ -121,5 +121,5 @@ def observe(
     for control, its_losses, length, finite in zip(
         controls, losses_host, known.tolist(), statistics.finite.tolist(), strict=True
     ):
-        control.saw(its_losses[:length], finite)
+        control.note_observation(its_losses[:length], finite)
     return compute_features(schema, graph, statistics)

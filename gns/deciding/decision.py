@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.deciding.config import ACTION_MODES, DecisionConfig, Observation
+from gns.deciding.action_modes import ACTION_MODES
+from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.rate_control import RateControl
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
@@ -31,7 +32,7 @@ from gns.features.statistics import OPTIMIZER_KINDS, SUM_U2, RunStatistics
 from gns.features.sums import read_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
-from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
+from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -46,7 +47,7 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer. In mode ``per-layer`` its groups are what has multipliers of its own, see
+    :param optimizer: its optimizer. Where layers have actions, its groups are what has multipliers of its own, see
         :func:`gns.graph.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
@@ -114,7 +115,7 @@ class DecisionCore(RateControl):
             figures: Any = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
-        self.saw(statistics.losses, bool(statistics.finite))
+        self.note_observation(statistics.losses, bool(statistics.finite))
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
@@ -138,7 +139,7 @@ class DecisionCore(RateControl):
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, whole(loss.detach())
+        memory, loss = self._memory, gathered(loss.detach())
         if self._losses is None:
             self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
         self._losses[memory.interval_updates].copy_(loss)

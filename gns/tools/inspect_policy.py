@@ -22,13 +22,6 @@ from gns.tools.console import print_line, print_table
 CARD_FILE = "README.md"
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _MAX_SCANNED_BYTES = 2**20  # pickles of protocols 0 and 1 have no mark at their start and are read to their end
-_MODES = {
-    "profile": "rate = level * f(t/T), level <- level * {base:g}^a; f: {profile}",
-    "recursive": "rate <- rate * {base:g}^a",
-    "anchored": "rate = initial * f(t/T) * exp({strength:g} a); f: {profile}",
-    "gns-paper": "rate <- rate * (1 + a)",
-    "per-layer": "rate = level * f(t/T) * {layer_base:g}^(b - mean b), level <- level * {base:g}^a; f: {profile}",
-}
 
 
 def inspect_policy(source: str, revision: str | None = None) -> tuple[dict[str, Any], PolicyFormatError | None]:
@@ -170,7 +163,7 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "action": {
             "mode": config.decision.mode,
-            "formula": formula_of(config.decision),
+            "formula": config.decision.action_mode.described(config.decision),
             "min_lr": config.decision.min_lr,
             "max_lr": config.decision.max_lr,
         },
@@ -184,16 +177,6 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         "training": described["training"],
         "pickles": pickles,
     }
-
-
-def formula_of(decision: DecisionConfig) -> str:
-    """Return what an action ``a`` does to the rate, with this policy's numbers."""
-    text = _MODES[decision.mode].format(**asdict(decision))
-    if decision.first_base is not None and decision.mode in ("profile", "recursive", "per-layer"):
-        text += f"; {decision.first_base:g}^a at the first decision"
-    if not decision.decide_first:
-        text += "; as it is in the first interval"
-    return text
 
 
 def decision_rule(decision: DecisionConfig) -> str:
