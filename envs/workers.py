@@ -8,7 +8,6 @@ of processes changes no result (of runs that are trained side by side, as long a
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 import socket
 import struct
@@ -21,6 +20,7 @@ import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.engine import PROCESSES, EngineConfig
+from envs.fork_server import fork_server, starting
 from envs.portions import Answer, Call, ask_portion, make_portion
 from envs.restarting import RestartingVecEnv, Worker
 from gns.errors import WorkerLostError
@@ -29,12 +29,7 @@ _CLOSE = 10.0  # seconds a process may take to end
 
 
 def _work(connection: Connection, pickled: bytes) -> None:
-    """Serve calls on a portion of environments until told to close.
-
-    Ctrl-C and SIGTERM, which go to a whole group of processes, are for whoever asks, and may want more answers.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Serve calls on a portion of environments until told to close."""
     try:
         portion, answer = make_portion(pickled)
         connection.send(answer)
@@ -56,13 +51,14 @@ class _Process(Worker):
         self._process: Any = None
 
     def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["envs"])
+        context = fork_server("envs")
         self._connection, there = context.Pipe()
         if self._timeout is not None:
             _bound_reads(self._connection, self._timeout)
-        self._process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
-        self._process.start()
+        process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
+        with starting():
+            process.start()
+        self._process = process
         weakref.finalize(self, self._process.kill)  # at exit, where multiprocessing itself would send SIGTERM and wait
         there.close()
 

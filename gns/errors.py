@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable
 from numbers import Real
@@ -56,11 +57,15 @@ class ReportError(GNSError, RuntimeError):
 
 
 class CheckpointError(GNSError, OSError):
-    """A checkpoint cannot be written to disk, or the folder of checkpoints not be read."""
+    """A checkpoint or a trained policy cannot be written to disk, or the folder of checkpoints not be read."""
 
 
 class CheckpointMismatchError(GNSError, ValueError):
     """A checkpoint belongs to another configuration than the one that asks for it."""
+
+
+class FolderInUseError(GNSError, RuntimeError):
+    """A command of the same kind works in the folder already."""
 
 
 class OutOfOrderError(GNSError, RuntimeError):
@@ -84,7 +89,9 @@ def require_positive(name: str, value: float) -> None:
 
     :raises InvalidSettingError: on anything else
     """
-    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value <= sys.float_info.max):
+    highest = sys.float_info.max if isinstance(value, int) else math.inf  # of narrow floats the former is out of range
+    within = isinstance(value, Real) and (0 < value <= highest if isinstance(value, int) else 0 < value < highest)
+    if isinstance(value, bool) or not within:
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
 
 

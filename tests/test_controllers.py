@@ -140,7 +140,7 @@ def test_rows_are_the_same_in_one_process_and_in_two(policy_folder):
         for seed in (0, 1)
     ]
     ticks = []
-    here = run_jobs(jobs, workers=0, done=lambda: ticks.append(1))
+    here = run_jobs(jobs, workers=0, done=lambda *_: ticks.append(1))
     there = run_jobs(jobs, workers=2)
     for row in (*here, *there):
         row.pop("seconds")

@@ -8,7 +8,7 @@ import torch
 from scheduler_loop import T, lively_policy, make_scheduler, network, two_groups
 
 from gns import GNSPolicy, GNSScheduler, InvalidSettingError, PolicyFormatError
-from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE
+from gns.policy.finding import CONFIG_FILE, WEIGHTS_FILE
 from gns.scheduler import policy_source as scheduler_policy
 
 
@@ -30,11 +30,6 @@ def test_arguments_in_the_wrong_order_are_refused():
         GNSScheduler(model, two_groups(model), total_steps=T, policy=lively_policy())
     with pytest.raises(InvalidSettingError, match="model is a list; expected a torch"):
         GNSScheduler(two_groups(model), list(model.parameters()), total_steps=T, policy=lively_policy())
-
-
-def test_a_budget_smaller_than_the_decisions_of_the_policy_is_refused():
-    with pytest.raises(InvalidSettingError, match="A budget of 4 updates is smaller than num_decisions = 5"):
-        make(lively_policy(), total_steps=4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from agents.controllers import Controller
 from agents.evaluation.results import Evaluation, Setting, runs_frame, tune
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.evaluation.workload import Workload
+from agents.runtime.progress import Work
 from agents.training.resuming import CheckpointConfig
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
@@ -148,7 +149,7 @@ def evaluate(
     controllers: Sequence[Controller],
     tasks: Sequence[Task],
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[Work], None] = lambda work: None,
     report: bool = True,
     cache: ResultsCache | None = None,
     checkpoints: RunCheckpoints | None = None,
@@ -157,7 +158,7 @@ def evaluate(
 
     With ``relative_rates`` schedules are tuned first, and what starts from any rate is run after them.
 
-    :param progress: called with the runs done and the runs known to be needed
+    :param progress: called after every run, with the runs done and the runs known to be needed
     :param report: measure the test split too
     :param cache: results of earlier runs, which are not run again
     :param checkpoints: where runs under way are kept, see :func:`agents.evaluation.sweep.run_jobs`
@@ -168,11 +169,13 @@ def evaluate(
     budgets, settings = _checked(controllers, tasks, config)
     rows: list[dict[str, Any]] = []
 
-    def run(jobs: Sequence[Job]) -> None:
-        total, done = len(rows) + len(jobs), count(len(rows) + 1)
-        rows.extend(
-            run_jobs(jobs, config.workers, lambda: progress(next(done), total), cache, config.engine, checkpoints)
-        )
+    workload = Workload(progress)
+    several = config.seeds * len(set(config.relative_rates or ()))
+    workload.expect((task.name, item.name, budget) for task, _, budget in settings for item in later * several)
+
+    def run(jobs: Sequence[Job], in_place: bool = False) -> None:
+        workload.add(jobs, in_place=in_place)
+        rows.extend(run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints))
 
     def jobs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
         episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
@@ -214,7 +217,7 @@ def evaluate(
         for controller in later:
             rates = relative_to(rate, config.relative_rates or (), controller)
             jobs += jobs_of(controller, (task, optimizer, budget), rates)
-    run(jobs)
+    run(jobs, in_place=True)
     return replace(
         evaluation,
         runs=runs_frame(rows),

@@ -27,6 +27,8 @@ from agents.evaluation.protocol import EvaluationConfig, rows_of, starts_anywher
 from agents.evaluation.results import SETTING, Evaluation, runs_frame
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.evaluation.workload import Workload
+from agents.runtime.progress import Work
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 
@@ -44,7 +46,7 @@ def with_replays(
     controllers: Sequence[Controller],
     tasks: Sequence[Task],
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[Work], None] = lambda work: None,
     cache: ResultsCache | None = None,
     checkpoints: RunCheckpoints | None = None,
 ) -> Evaluation:
@@ -54,13 +56,14 @@ def with_replays(
 
     :param controllers: those of the evaluation
     :param tasks: its tasks
-    :param progress: called with the replays run and to be run
+    :param progress: called after every run, with the replays run and to be run
     """
     policies = [controller for controller in controllers if starts_anywhere(controller)]
     runs, by_name = rows_of(evaluation.runs, policies), {task.name: task for task in tasks}
     jobs = replay_jobs(evaluation, runs, by_name, config.device)
-    done = iter(range(1, len(jobs) + 1))
-    rows = run_jobs(jobs, config.workers, lambda: progress(next(done), len(jobs)), cache, config.engine, checkpoints)
+    workload = Workload(progress)
+    workload.add(jobs)
+    rows = run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
     before = len(evaluation.runs)
     names = {control_name(policy.name, control) for policy in policies for control in (REPLAY, MEAN_PATH)}
     return replace(

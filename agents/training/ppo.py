@@ -31,6 +31,7 @@ from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError
 from gns.policy.artefact import GNSPolicy, PolicyConfig
 from gns.policy.network import GNSNetwork, NetworkConfig
+from gns.policy.trained_on import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -316,13 +317,24 @@ def begin_with(model: PPO, source: str, decision: DecisionConfig) -> None:
     model.policy.load_network(policy.network)
 
 
-def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[str, Any]) -> GNSPolicy:
+def export_policy(
+    model: PPO,
+    env: EnvConfig,
+    config: PPOConfig,
+    training: dict[str, Any],
+    trained_on: TrainedOn | None = None,
+) -> GNSPolicy:
     """Return the network of a PPO agent as a policy that needs no RL package.
 
     :param training: what it was trained on, for its model card
+    :param trained_on: the kinds of runs among it; None: not recorded
     """
     assert isinstance(model.policy, GraphActorCriticPolicy)
-    policy = GNSPolicy(PolicyConfig(network=config.network, decision=env.decision, training=training))
+    policy = GNSPolicy(
+        PolicyConfig(
+            network=config.network, decision=env.decision, training=training, trained_on=trained_on or TrainedOn()
+        )
+    )
     policy.network.load_state_dict(model.policy.network_state())
     return policy.eval()
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from agents.evaluation.protocol import require_different_names
+from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
+from agents.training.kinds import kinds_of
 from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.training.resuming import (
     CheckpointConfig,
@@ -94,6 +97,7 @@ def train(
     stop: StopRequest | None = None,
     validation_tasks: Sequence[Task] = (),
     about: Mapping[str, Any] | None = None,
+    tuning: ResultsCache | None = None,
 ) -> GNSPolicy:
     """Train a policy by PPO on episodes over all tasks, and return it.
 
@@ -101,14 +105,15 @@ def train(
     often the training was interrupted and gone on with from its checkpoints.
 
     :param tracker: where figures go, once a rollout; and the rate paths of the last episodes
-    :param report: called after every episode
+    :param report: called as training begins or goes on, and after every episode
     :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
         is then and the episodes done; draws from torch's global generator in it change no result
     :param checkpoints: where the state is written, and gone on from if there is one
-    :param stop: whether to end early, asked between two rollouts
+    :param stop: whether to end early, asked between two rollouts; at once while schedules are tuned to compare with
     :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
         score is returned, else the last
     :param about: what the policy's card says besides
+    :param tuning: where runs of schedules to compare with are kept
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
     :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
         policy to begin with is of another network or action mode
@@ -124,7 +129,8 @@ def train(
     tracker = tracker or Tracker()
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
-    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
+    with stop.at_once() if stop is not None else nullcontext():
+        reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known, tuning)
     decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
     venv = make_vec_env(
         list(tasks),
@@ -135,6 +141,7 @@ def train(
         config.agent.together,
         config.engine,
     )
+    kinds = kinds_of(tasks, config.env, config.initial_policy)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed)
         if config.initial_policy is not None and state is None:
@@ -143,7 +150,7 @@ def train(
 
         def export() -> GNSPolicy:
             details = _about(tasks, config, watch) | dict(about or {})
-            return export_policy(model, config.env, config.agent, details)
+            return export_policy(model, config.env, config.agent, details, kinds)
 
         def everything() -> dict[str, Any]:
             return {
@@ -187,7 +194,7 @@ def train(
             watch.load_state_dict(state["watch"])
             if validation is not None:
                 validation.load_state_dict(state["validation"])
-            report(watch.progress())
+        report(watch.progress())
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()

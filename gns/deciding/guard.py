@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
+
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
+from gns.features.statistics import counted_losses
 
 
 class Judgement(Enum):
@@ -65,7 +68,8 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
 
     :param control: of the run, which has just been observed
     :param loss_multiple: how many times its start the mean loss may reach
-    :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
+    :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far.
+        One outlier that the run has come back from is no divergence
     :raises OutOfOrderError: before any observation
     """
     losses = control.observed_losses
@@ -73,6 +77,7 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
         return True
     if not losses.size:
         return False
+    losses = losses[counted_losses(losses, np.ones(len(losses), dtype=bool), control.memory.first_loss)]
     start = control.memory.start_loss
     start = float(losses[0]) if math.isnan(start) else start
     # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
+from gns.features.statistics import usual_losses
 
 
 @dataclass
@@ -261,9 +262,10 @@ class RateControl:
         memory = self._memory
         losses = self._losses_of_interval() if memory.interval_updates else None
         if losses is not None:
-            memory.previous_loss = float(losses.mean())
-            if math.isnan(memory.first_loss):
-                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
+            usual = losses[usual_losses(losses, np.ones(len(losses), dtype=bool), memory.first_loss)]
+            memory.previous_loss = float(usual.mean()) if usual.size else math.nan
+            if math.isnan(memory.first_loss) and usual.size:
+                memory.first_loss, memory.start_loss = memory.previous_loss, float(usual[0])
         memory.interval_updates = 0
 
     def _losses_of_interval(self) -> np.ndarray | None:
@@ -290,4 +292,4 @@ def initial_rate(rate: Any, config: DecisionConfig) -> float:
             f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
             f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
         )
-    return rate
+    return float(rate)

@@ -53,17 +53,17 @@ def _loss_slope(run: RunStatistics) -> np.ndarray:
     """Logarithm of the mean loss of the interval's second half over that of its first; 0 of fewer than two losses."""
     counts = run.has_loss.sum(axis=-1)
     place, half = np.arange(run.losses.shape[-1]), (counts // 2)[..., None]
-    early = mean_of(run.losses, run.has_loss & (place < half))
-    late = mean_of(run.losses, run.has_loss & (place >= counts[..., None] - half))
+    early = mean_of(run.losses, run.counted & (place < half))
+    late = mean_of(run.losses, run.counted & (place >= counts[..., None] - half))
     return np.where(counts >= 2, log(late) - log(early), np.nan)
 
 
 def _loss_spread(run: RunStatistics) -> np.ndarray:
     """Logarithm of the standard deviation of the interval's losses over their mean; NaN of fewer than two."""
     mean = run.mean_loss(unknown=np.nan)
-    deviation = np.sqrt(mean_of((run.losses - mean[..., None]) ** 2, run.has_loss))
+    deviation = np.sqrt(mean_of((run.losses - mean[..., None]) ** 2, run.counted))
     spread = log(deviation / np.maximum(np.abs(mean), 1e-8) + 1e-3)
-    return np.where(run.has_loss.sum(axis=-1) >= 2, spread, np.nan)
+    return np.where(run.counted.sum(axis=-1) >= 2, spread, np.nan)
 
 
 def _is_kind(kind: str, layers: LayerStatistics) -> np.ndarray:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ SUM_W, SUM_W2, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_V, SUM_U2 = range(8)
 NUM_SUMS = 8
 OPTIMIZER_KINDS: tuple[str, ...] = ("sgd", "adam", "adamw", "other")
 TINY = 1e-12
+_OUTLIER = 1e3  # a loss so many times the others' is one; 2.3 among losses of 0.0023 is not yet
 
 
 def _unknown() -> np.ndarray:
@@ -86,14 +88,19 @@ class RunStatistics:
         counts = np.where(self.loss_counts < 0, count, self.loss_counts)
         return np.broadcast_to(np.arange(count) < counts[..., None], self.losses.shape)
 
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Which losses count in features, bool (*N, k), see :func:`counted_losses`."""
+        return counted_losses(self.losses, self.has_loss, self.first_loss)
+
     def mean_loss(self, unknown: float) -> np.ndarray:
-        """Return the mean of ``losses``, (*N,); of a run without any, ``unknown``."""
-        has_loss = self.has_loss
-        return np.where(has_loss.any(axis=-1), mean_of(self.losses, has_loss), unknown)
+        """Return the mean of the losses that count, (*N,); of a run without any, ``unknown``."""
+        counted = self.counted
+        return np.where(counted.any(axis=-1), mean_of(self.losses, counted), unknown)
 
     @cached_property
     def log_mean_loss(self) -> np.ndarray:
-        """Natural logarithm of the mean of ``losses``, (*N,); NaN of a run without any."""
+        """Natural logarithm of :meth:`mean_loss`, (*N,); NaN of a run without any."""
         return log(self.mean_loss(unknown=math.nan))
 
 
@@ -147,6 +154,43 @@ class LayerStatistics:
     def weight_rms(self) -> np.ndarray:
         """Root mean square of the weights of each layer, (*N, L)."""
         return np.sqrt(self.sums[..., SUM_W2] / self.sizes)
+
+
+def usual_losses(losses: np.ndarray, present: np.ndarray, first_loss: Any = math.nan) -> np.ndarray:
+    """Say which losses are no outliers: finite, and at most 1,000 times the median of the finite ones.
+
+    One loss of infinity or of 1e30, as a CTC loss or a bad batch gives, would otherwise stand in every mean. Of
+    losses within a factor of 1,000 of each other all are usual, and ``present`` itself is returned.
+
+    :param losses: (*N, k), the first of each row first
+    :param present: which of them are a loss, bool (*N, k)
+    :param first_loss: (*N,), mean loss of the first interval, by which a later loss may be as much larger; NaN: unknown
+    :return: bool (*N, k)
+    """
+    sizes = np.abs(losses)
+    smallest = np.where(present, sizes, math.inf).min(axis=-1, initial=math.inf)
+    largest = np.where(present, sizes, 0.0).max(axis=-1, initial=0.0)
+    if (largest <= _OUTLIER * smallest).all() and np.isfinite(largest).all():
+        return present
+    finite = present & np.isfinite(losses)
+    in_order = np.sort(np.where(finite, sizes, math.inf), axis=-1)
+    middle = np.maximum(finite.sum(axis=-1, keepdims=True) - 1, 0) // 2
+    median = np.take_along_axis(in_order, middle, axis=-1)[..., 0]
+    limit = _OUTLIER * np.fmax(median, np.abs(first_loss))
+    return finite & (sizes <= limit[..., None])
+
+
+def counted_losses(losses: np.ndarray, present: np.ndarray, first_loss: Any = math.nan) -> np.ndarray:
+    """Say which losses of an interval count: all, but for outliers that the run has come back from.
+
+    Where the last loss is an outlier itself the run may be diverging, and all of them count. Arguments and result are
+    those of :func:`usual_losses`.
+    """
+    usual = usual_losses(losses, present, first_loss)
+    if usual is present:
+        return usual
+    last = np.maximum(present.sum(axis=-1, keepdims=True) - 1, 0)
+    return np.where(np.take_along_axis(usual, last, axis=-1), usual, present)
 
 
 def mean_of(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.features.moments import optimizer_kind, read_moments, split_alike
+from gns.features.moments import as_real, optimizer_kind, read_moments, real_state, split_alike
 from gns.features.statistics import NUM_SUMS
 from gns.features.update_rules import adam_scales, counted_steps, first_momentum, is_decoupled, read_alike
 
@@ -78,7 +78,41 @@ def read_sums(
     if sum(p.numel() for p in parameters) >= PIECEWISE_FROM and _all_plain(optimizer, parameters, gradients):
         piece = max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads())
         return piecewise_sums(optimizer, parameters, gradients, steps, piece, products)
-    return foreach_sums(optimizer, parameters, gradients, steps, products)
+    places = _by_device(parameters)
+    parts = [
+        foreach_sums(optimizer, [parameters[i] for i in chosen], [gradients[i] for i in chosen], steps, products)
+        for chosen in places
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    back = np.argsort(np.concatenate(places))
+    return Sums(
+        _joined([part.sums for part in parts], places),
+        np.concatenate([part.momentum_scale for part in parts])[back],
+        np.concatenate([part.second_scale for part in parts])[back],
+    )
+
+
+def beside(numbers: Sequence[Tensor]) -> Tensor:
+    """Return P tensors without dimensions as one of shape (P,) on the first's device, with one copy a device."""
+    places = _by_device(numbers)
+    return _joined([torch.stack([numbers[i] for i in chosen]) for chosen in places], places)
+
+
+def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the numbers of the tensors on each device, in order of first appearance."""
+    places: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(i)
+    return list(places.values())
+
+
+def _joined(parts: list[Tensor], places: list[list[int]]) -> Tensor:
+    """Return rows that were computed by device as one tensor on the first device, in the order of the tensors."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = torch.cat([part.to(parts[0].device, non_blocking=True) for part in parts])
+    return rows[torch.from_numpy(np.argsort(np.concatenate(places))).to(rows.device)]
 
 
 # ---------------------------------------------------------------------- by whole tensors
@@ -93,8 +127,9 @@ def foreach_sums(
 ) -> Sums:
     """Return what :func:`read_sums` does, by whole tensors."""
     moments = read_moments(optimizer, parameters, gradients, steps)
-    weights = [p.detach() for p in parameters]
-    present = [g.detach() if g is not None else torch.zeros_like(w) for g, w in zip(gradients, weights, strict=True)]
+    weights = [as_real(p.detach()) for p in parameters]
+    pairs = zip(gradients, weights, strict=True)
+    present = [as_real(g.detach()) if g is not None else torch.zeros_like(w) for g, w in pairs]
     sums = tensor_sums(weights, present, moments.momenta, moments.seconds, moments.updates, products)
     return Sums(sums, moments.momentum_scale, moments.second_scale)
 
@@ -172,7 +207,7 @@ def piecewise_sums(
 
     :param piece: scalars of a piece
     """
-    known, scratch = optimizer_kind(optimizer), torch.empty(4, piece).unbind()
+    known, scratch = optimizer_kind(optimizer), torch.empty(4, piece, dtype=torch.float32, device="cpu").unbind()
     momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
     sums_of_pieces: list[Tensor] = []
     tensor_of_pieces: list[int] = []
@@ -180,11 +215,11 @@ def piecewise_sums(
     held = {i for _, _, chosen in parts for i in chosen}
     parts.append(("other", {}, [i for i in range(len(parameters)) if i not in held]))
     for kind, group, chosen in parts:
-        states = [optimizer.state.get(parameters[i], {}) if i in held else {} for i in chosen]
+        states = [real_state(optimizer, parameters[i]) if i in held else {} for i in chosen]
         if kind == "other":  # what stands for momentum is chosen for all alike
-            momenta = first_momentum(states, [parameters[i] for i in chosen])
+            momenta = first_momentum(states, [as_real(parameters[i]) for i in chosen])
             states = [{"momentum_buffer": m} for m in momenta] if momenta else [{}] * len(chosen)
-        read = _adam_reader(kind, group, states, [parameters[i] for i in chosen], steps)
+        read = _adam_reader(kind, group, states, [as_real(parameters[i]) for i in chosen], steps)
         if read is None:
             read = partial(_read_any, kind, group, steps)
         for i, state in zip(chosen, states, strict=True):
@@ -194,10 +229,10 @@ def piecewise_sums(
                 sums_of_pieces += _sums_of_piece(w, g, found, buffers[0], products)
                 tensor_of_pieces.append(i)
                 momentum_scale[i], second_scale[i] = found.momentum_scale, found.second_scale
-    sums = torch.zeros(len(parameters), NUM_SUMS + len(products), dtype=torch.float64)
+    sums = torch.zeros(len(parameters), NUM_SUMS + len(products), dtype=torch.float64, device="cpu")
     if tensor_of_pieces:
         parts_of_sums = torch.stack(sums_of_pieces).reshape(-1, sums.shape[1]).double()
-        sums.index_add_(0, torch.tensor(tensor_of_pieces), parts_of_sums)
+        sums.index_add_(0, torch.tensor(tensor_of_pieces, device="cpu"), parts_of_sums)
     return Sums(sums.float(), momentum_scale, second_scale)
 
 
@@ -219,6 +254,7 @@ def _pieces(
 
     Views, but for a tensor that lies in memory in another order than the parameter, which is copied.
     """
+    parameter, gradient = as_real(parameter), None if gradient is None else as_real(gradient)
     order = None
     if not parameter.is_contiguous():
         order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
@@ -237,7 +273,7 @@ def _pieces(
 
 def _sums_of_piece(w: Tensor, g: Tensor | None, found: _Piece, buffer: Tensor, products: _Products) -> list[Tensor]:
     """Return the sums of one piece, scalars in the order of the columns."""
-    zero = torch.zeros(())
+    zero = w.new_zeros((), dtype=torch.float32)
     w = w.float()
     sums_of_w = [w.sum(), torch.dot(w, w)]
     if g is None:
@@ -265,7 +301,7 @@ def _products_of_piece(w: Tensor, g: Tensor | None, found: _Piece, products: _Pr
     second = g * g if found.second is None else found.second
     factors = {"weight": w, "gradient": g, "momentum": found.momentum, "second": second, "update": update}
     pairs = [(factors[left], factors[right]) for left, right in products]
-    zero = torch.zeros(())
+    zero = w.new_zeros((), dtype=torch.float32)
     return [torch.dot(a.float(), b.float()) if a is not None and b is not None else zero for a, b in pairs]
 
 

@@ -10,20 +10,24 @@ from typing import Any
 _INDEXING = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
 # Operations whose second operand may be a constant, which autograd shows as a missing input.
 _ELEMENTWISE = ("MulBackward", "DivBackward", "AddBackward", "SubBackward", "PowBackward", "RsubBackward")
-# Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled functions.
-_OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward")
-# Operations of FSDP2 and DDP that hand on each of their inputs as it is, and mix none.
-_HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward")
+# Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled and scripted functions.
+_OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward", "DifferentiableGraphBackward")
+# Operations of FSDP2, DDP and modules' full backward hooks that hand on each of their inputs as it is, and mix none.
+_HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward", "BackwardHookFunctionBackward")
 
 
 @dataclass
 class Walk:
-    """What the walk found: layers in order of use, edges, and the layers seen to enter an opaque operation."""
+    """What the walk found: layers in order of use, edges, and the layers seen to enter an opaque operation.
+
+    ``applied_by`` has the operations that apply the parameters of each layer to data, in order.
+    """
 
     order: dict[str, None] = field(default_factory=dict)
     edges: set[tuple[str, str]] = field(default_factory=set)
     opaque: bool = False
     inside: set[str] = field(default_factory=set)
+    applied_by: dict[str, list[str]] = field(default_factory=dict)
 
 
 _Layers = dict[str, None]  # an ordered set of layer names
@@ -59,7 +63,7 @@ def walk_back(roots: Iterable[Any], layer_of: Mapping[int, str]) -> Walk:
             else:
                 weights.update(raw.get(parent, {}))
             sources.update(reach.get(parent, {}))
-        if name.startswith(_OPAQUE):
+        if name.rpartition("::")[2].startswith(_OPAQUE):
             walk.opaque = True
             walk.inside.update(weights)
         if not mixes:
@@ -68,6 +72,8 @@ def walk_back(roots: Iterable[Any], layer_of: Mapping[int, str]) -> Walk:
             reach[operation] = weights
             walk.order.update(weights)
             walk.edges.update((source, layer) for source in sources for layer in weights)
+            for layer in weights:
+                walk.applied_by.setdefault(layer, []).append(name)
         else:
             reach[operation] = sources
     for root in roots:  # a loss of parameters alone: layers without edges
