@@ -42,7 +42,7 @@ from gns.errors import GNSError, StateError
 from gns.features.schemas import SCHEMAS
 from gns.graph.layer_graph import LayerGraph
 from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
-from gns.tools.history_files import load_history, save_history
+from gns.tools.history_files import load_history
 from gns.tools.inspect_history import inspect_history, print_history
 from train_agent import _OUTSIDE_TRAINING
 
@@ -247,7 +247,7 @@ def history_file(tmp_path_factory) -> tuple[Path, bytes]:
     width = len(SCHEMAS[decision.features].node)
     layers = {k: np.full((3, width), 0.1 * k, dtype=np.float32) for k in range(5)}
     history = RunHistory(25, decision, (0.1, 0.2), tuple(records), graph, layers)
-    path = save_history(history, tmp_path_factory.mktemp("history") / "run.json")
+    path = history.save(tmp_path_factory.mktemp("history") / "run.json")
     return path, path.read_bytes()
 
 

@@ -29,7 +29,7 @@ from gns.graph.layer_graph import LayerGraph
 from gns.scheduler.history import DecisionConfig, DecisionRecord, RunHistory
 from gns.tools.console import LISTED, print_table, printable
 from gns.tools.drawing import MAX_PIXELS
-from gns.tools.history_files import load_history, save_history
+from gns.tools.history_files import load_history
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\u202e\ud800"
 NAMES = ["$x^$", "$\\frac$", "[/red]", "a|b", ESCAPES, "_hidden"]
@@ -100,7 +100,7 @@ def test_controllers_are_named_safely_before_any_work(tmp_path, name):
 
 
 def test_names_of_artifacts_are_those_that_w_and_b_takes():
-    assert artifact_name("my run.1") == "policy-my_run.1" and artifact_name("é漢") == "policy-__"
+    assert artifact_name("my run.1") == "policy-my_run.1" and artifact_name("é漢").startswith("policy-__-")
     first, second = (artifact_name("a" * 300 + end) for end in "xy")
     assert len(first) == len(second) == 128 and first != second
     import wandb
@@ -127,7 +127,7 @@ def history_of(count: int, name: str) -> RunHistory:
 
 @pytest.mark.parametrize(("count", "name"), [(2520, "layer"), (2, "\x1b[2J$x^$" * 300_000)])
 def test_pictures_of_a_history_are_of_bounded_size_whatever_it_names(tmp_path, count, name):
-    history = load_history(save_history(history_of(count, name), tmp_path / "run.json"))
+    history = load_history(history_of(count, name).save(tmp_path / "run.json"))
     for kind in ("layers", "graph"):
         history.plot(tmp_path / f"{kind}.png", kind)
         assert pixels(tmp_path / f"{kind}.png") <= 1.01 * MAX_PIXELS
