@@ -16,6 +16,9 @@ from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import ScheduleController
 from agents.runtime.settings import build
 from gns.errors import InvalidSettingError, UnknownNameError
+from gns.tools.console import printable
+
+LONGEST_NAME = 80  # characters of a policy's name; files and runs of trackers are named after it
 
 __all__ = [
     "Controller",
@@ -101,7 +104,8 @@ def _sources(name: str, policies: Any) -> list[tuple[str, str]]:
             f"controller.{name}.policy is {policies!r}; expected a folder or Hub id, a list of them, or a mapping "
             "of names to them."
         )
-    return list(zip(map(str, policies) if by_name else map(policy_name, sources), sources, strict=True))
+    names = map(str, policies) if by_name else map(policy_name, sources)
+    return [(printable(own, LONGEST_NAME), source) for own, source in zip(names, sources, strict=True)]
 
 
 def _free(name: str, taken: Collection[str]) -> str:

@@ -85,7 +85,8 @@ class RunHistory:
         :raises OutOfOrderError: if nothing is recorded
         """
         self.require_records()
-        control = RateControl(self.budget, self.decision, list(self.initial_lrs))
+        groups = [self.initial_lrs[0], min(self.initial_lrs), max(self.initial_lrs)]  # the last two bound the factor
+        control = RateControl(self.budget, self.decision, groups)
         memory = control.state_dict()["memory"]
         share = max(2, POINTS // len(self.records))
         updates, rates = [], []
@@ -99,7 +100,7 @@ class RunHistory:
                 rate = record.learning_rate
                 if record.scale is not None:
                     own = memory | {"update": update, "scale": record.scale}
-                    control.load_state_dict({"memory": own, "initial_lrs": self.initial_lrs})
+                    control.load_state_dict({"memory": own, "initial_lrs": groups})
                     rate = control.learning_rate
                 updates.append(update)
                 rates.append(rate)

@@ -18,6 +18,8 @@ from gns.scheduler.history import FILE, FORMAT, VERSION, DecisionRecord, RunHist
 from gns.scheduler.state import graph_from_plain
 
 MAX_BYTES = 256 * 2**20
+MAX_COUNT = 10**15  # updates of a budget, or numbers of a parameter
+MAX_RECORDS, MAX_GROUPS = 100_000, 10_000
 
 
 def load_history(path: str | Path) -> RunHistory:
@@ -68,9 +70,10 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     budget = _whole(plain["budget"], "budget")
     decision = DecisionConfig(**plain["decision"])
     decision.interval(budget)
+    for name, most in (("records", MAX_RECORDS), ("initial_lrs", MAX_GROUPS)):
+        if not isinstance(plain[name], list) or not 0 < len(plain[name]) <= most:
+            raise ValueError(f"{name} is {shown(plain[name])}, and no list of 1 to {most:,}")
     records = tuple(checked_record(record, budget) for record in plain["records"])
-    if not records:
-        raise ValueError("it has no records")
     if any(one.update > other.update for one, other in pairwise(records)):
         raise ValueError("its records are not in order")
     graph = None if plain["graph"] is None else checked_graph(plain["graph"])
@@ -99,7 +102,8 @@ def checked_graph(plain: dict[str, Any]) -> LayerGraph:
         raise ValueError("names or types of its layers are none")
     if not len(graph.types) == len(graph.parameters) == len(graph.depths) == count > 0:
         raise ValueError("its layer graph has lists of different lengths")
-    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not np.isfinite(graph.depths).all():
+    depths = graph.depths
+    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not ((depths >= 0) & (depths <= 1)).all():
         raise ValueError("sizes or depths of its layers are none")
     for size in graph.tensor_sizes:
         _whole(size, "the size of a parameter")
@@ -120,6 +124,8 @@ def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:
         value = getattr(record, name)
         if not (name == "scale" and value is None) and _finite(value, name) <= 0.0:
             raise ValueError(f"{name} is {shown(value)}")
+    if not isinstance(record.features, dict):
+        raise ValueError(f"features of a record are {shown(record.features)}")
     for value in (record.action, record.loss, *record.features.values()):
         if value is not None:
             _finite(value, "a figure of a record")
@@ -131,6 +137,8 @@ def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:
 def _whole(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} is {shown(value)}")
+    if value > MAX_COUNT:
+        raise ValueError(f"{name} is {shown(value)}, and {MAX_COUNT:,} is the most")
     return value
 
 
