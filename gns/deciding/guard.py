@@ -11,7 +11,7 @@ import numpy as np
 
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
-from gns.features.statistics import counted_losses
+from gns.features.statistics import usual_losses
 
 
 class Judgement(Enum):
@@ -68,8 +68,7 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
 
     :param control: of the run, which has just been observed
     :param loss_multiple: how many times its start the mean loss may reach
-    :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far.
-        One outlier that the run has come back from is no divergence
+    :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
     :raises OutOfOrderError: before any observation
     """
     losses = control.observed_losses
@@ -77,8 +76,9 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
         return True
     if not losses.size:
         return False
-    losses = losses[counted_losses(losses, np.ones(len(losses), dtype=bool), control.memory.first_loss)]
     start = control.memory.start_loss
-    start = float(losses[0]) if math.isnan(start) else start
+    if math.isnan(start):
+        usual = losses[usual_losses(losses, np.ones(len(losses), dtype=bool))]  # an outlier is no start
+        start = float(usual[0] if usual.size else losses[0])
     # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
     return bool(losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
