@@ -25,7 +25,7 @@ def control_after(*intervals: list[float]) -> RateControl:
     control = RateControl(100, DecisionConfig(num_decisions=20), [0.01])
     for losses in ([], *intervals):
         control.count_updates(len(losses))
-        control.saw(np.array(losses), bool(np.isfinite(losses).all()))
+        control.note_observation(np.array(losses), bool(np.isfinite(losses).all()))
         control.decide(0.0)
     return control
 
@@ -101,11 +101,11 @@ def test_runs_side_by_side_are_judged_one_by_one():
 def test_an_outlier_is_no_start_that_blinds_the_guard(place):
     control = control_after()
     control.count_updates(5)
-    control.saw(np.array([*LOSSES[:place], 1e30, *LOSSES[place + 1 :]]), finite=True)
+    control.note_observation(np.array([*LOSSES[:place], 1e30, *LOSSES[place + 1 :]]), finite=True)
     assert diverged(control, 4.0)  # its mean is what the guard judges
     control.decide(0.0)
     control.count_updates(5)
-    control.saw(np.array([9.6, 9.4, 9.2, 9.7, 9.1]), finite=True)  # four times the start, 2.3 or 2.2
+    control.note_observation(np.array([9.6, 9.4, 9.2, 9.7, 9.1]), finite=True)  # four times the start, 2.3 or 2.2
     assert diverged(control, 4.0)
 
 
