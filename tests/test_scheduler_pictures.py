@@ -19,7 +19,7 @@ from gns import GNSPolicy, GuardConfig, InvalidSettingError, OutOfOrderError, Un
 from gns.errors import StateError
 from gns.features.schemas import SCHEMAS, get_schema
 from gns.tools.command_line import main
-from gns.tools.history_files import load_history, save_history
+from gns.tools.history_files import load_history
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -366,6 +366,6 @@ def test_inspect_says_what_is_wrong_in_one_line(tmp_path, capsys, run):
 
 def test_a_folder_with_a_policy_is_still_inspected_as_a_policy(tmp_path, run, capsys):
     GNSPolicy().save_pretrained(tmp_path)
-    save_history(run.scheduler.run_history(), tmp_path)
+    run.scheduler.save_history(tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("policy ") and not list(tmp_path.glob("*.png"))

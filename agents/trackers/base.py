@@ -1,14 +1,41 @@
-"""The interface of trackers; this one tracks nothing."""
+"""The interface of trackers, one that tracks nothing, and the settings of Weights & Biases."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
+
+from gns.errors import UnknownNameError
+
+MODES = ("offline", "online", "disabled")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """How a run of Weights & Biases is kept.
+
+    :param mode: ``offline`` (files, for ``wandb sync``), ``online`` (needs an account) or ``disabled``
+    :param project: where runs belong
+    :param entity: user or team; None: the account's own
+    :param group: of runs; None: the command's name
+    :param tags: of the run
+    """
+
+    mode: str = "offline"
+    project: str = "gns-scheduler"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UnknownNameError("mode of tracker.wandb", self.mode, MODES)
 
 
 class Tracker:

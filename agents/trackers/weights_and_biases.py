@@ -17,8 +17,7 @@ import requests
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
-from agents.trackers.base import Tracker
-from agents.trackers.config import WandbConfig
+from agents.trackers.base import Tracker, WandbConfig
 from gns.errors import InvalidSettingError, MissingPackageError, PolicyFormatError
 from gns.policy.files import own_file
 from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE

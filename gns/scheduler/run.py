@@ -22,7 +22,9 @@ from gns.parallel.distributed import group_of_run, ranks_of
 from gns.policy.artefact import GNSPolicy
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
+from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
+from gns.scheduler.rates import rates_of
 from gns.scheduler.state import graph_from_plain, graph_of_first_rank, on_device_of, plain_graph
 
 if TYPE_CHECKING:
@@ -129,6 +131,8 @@ class ScheduledRun:
             seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
             if is_lightning(self.model):
                 seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
+            if isinstance(unwrap(self.model), torch.jit.RecursiveScriptModule):
+                advice = "A scripted model takes no hook"
             raise LayerGraphError(
                 f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
                 f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
@@ -268,6 +272,16 @@ class ScheduledRun:
         self._guarded, self._rollbacks_before = None, state["rollbacks"]
         self._core_state = on_device_of(self.model, state["core"])
 
+    def change_budget(self, budget: int) -> None:
+        """Go on as a run of another number of updates; the losses since the last decision are forgotten."""
+        taken = replace(self.decision, num_decisions=self.policy.config.decision.num_decisions)
+        core = self._state_of_core()
+        if core is not None:
+            core = core | {"memory": core["memory"] | {"interval_updates": 0}, "losses": None}
+        self.budget, self.decision = budget, few_enough(taken, budget)
+        self._guarded, self._rollbacks_before = None, self.rollbacks
+        self._core_state = core
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; the core is kept as its state."""
         anew = {
@@ -281,11 +295,6 @@ class ScheduledRun:
 
     def _state_of_core(self) -> dict[str, Any] | None:
         return self.core.state_dict() if self.core is not None else self._core_state
-
-
-def rates_of(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
-    """Return the rates that parameter groups have now."""
-    return [group["lr"] for group in optimizer.param_groups]
 
 
 def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gns.graph.layer_graph import NODE_TYPES, LayerGraph
+if TYPE_CHECKING:
+    from gns.graph.layer_graph import LayerGraph
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness; one a node type.
-TYPE_COLOURS = dict(
-    zip(NODE_TYPES, ["#0072B2", "#E69F00", "#8C8C8C", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True)
-)
+TYPE_COLOURS = {
+    "linear": "#0072B2",
+    "conv": "#E69F00",
+    "norm": "#8C8C8C",
+    "embedding": "#009E73",
+    "attention": "#CC79A7",
+    "recurrent": "#D55E00",
+    "other": "#56B4E9",
+}
 
 
 def draw_layer_graph(
@@ -47,7 +54,7 @@ def draw_layer_graph(
         names, edges, depths = list(graph.names), graph.edges, graph.depths
         sizes = np.array(graph.sizes, dtype=float)
         colours = [TYPE_COLOURS[kind] for kind in graph.types]
-        used = [kind for kind in NODE_TYPES if kind in graph.types]
+        used = [kind for kind in TYPE_COLOURS if kind in graph.types]
     labels = _without_common_prefix(names) if len(names) <= max_labels else [""] * len(names)
     rows, row_sizes = np.unique(depths, return_counts=True)
     if axis is None:

@@ -1,11 +1,8 @@
-"""A run's history as JSON, and back. Nothing is unpickled; a file of anyone's making is checked before it is used."""
+"""A run's history read back from JSON. Nothing is unpickled; a file of anyone's making is checked before it is used."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,44 +14,14 @@ from gns.errors import GNSError, StateError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph
 from gns.policy.files import parse_json, shown
-from gns.scheduler.history import DecisionRecord, RunHistory
-from gns.scheduler.state import graph_from_plain, plain_graph
+from gns.scheduler.history import FILE, FORMAT, VERSION, DecisionRecord, RunHistory
+from gns.scheduler.state import graph_from_plain
 
-FORMAT, VERSION = "gns-history", 1
-FILE = "history.json"
 MAX_BYTES = 256 * 2**20
 
 
-def save_history(history: RunHistory, path: str | Path) -> Path:
-    """Write a history as JSON and return the file, which is there whole or not at all.
-
-    :param path: the file; a folder that is there gets ``history.json``
-    :raises OutOfOrderError: if nothing is recorded
-    :raises OSError: if it cannot be written
-    """
-    history.require_records()
-    path = Path(path)
-    if path.is_dir():
-        path = path / FILE
-    plain = {
-        "format": FORMAT,
-        "version": VERSION,
-        "budget": history.budget,
-        "decision": asdict(history.decision),
-        "initial_lrs": list(history.initial_lrs),
-        "records": [asdict(record) for record in history.records],
-        "graph": None if history.graph is None else plain_graph(history.graph),
-        # float32 written with 9 digits is read back to the last bit
-        "layers": [[number, [[float(f"{x:.9g}") for x in row] for row in v]] for number, v in history.layers.items()],
-    }
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
 def load_history(path: str | Path) -> RunHistory:
-    """Return the history in a file that :func:`save_history` wrote.
+    """Return the history in a file that :meth:`gns.scheduler.history.RunHistory.save` wrote.
 
     :param path: the file, or a folder with ``history.json``
     :raises StateError: if there is none, or it is damaged
