@@ -166,7 +166,7 @@ def evaluate(
         and no schedule is
     """
     later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
-    budgets, settings = _checked(controllers, tasks, config)
+    percents, settings = _checked(controllers, tasks, config)
     rows: list[dict[str, Any]] = []
 
     workload = Workload(progress)
@@ -203,12 +203,7 @@ def evaluate(
         higher_is_better={task.name: task.higher_is_better for task in tasks},
         references=frozenset(controller.name for controller in controllers if controller.is_schedule),
         own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
-        percents={
-            (name, budget): percent
-            for name, own in budgets.items()
-            for budget, percent in own.items()
-            if not math.isnan(percent)
-        },
+        percents=percents,
     )
     jobs = []
     for task, optimizer, budget in settings if later else ():
@@ -230,8 +225,8 @@ def evaluate(
 
 def _checked(
     controllers: Sequence[Controller], tasks: Sequence[Task], config: EvaluationConfig
-) -> tuple[dict[str, dict[int, float]], list[tuple[Task, str, int]]]:
-    """Return budgets by task, and settings that every controller can run; see :func:`evaluate`."""
+) -> tuple[dict[tuple[str, int], float], list[tuple[Task, str, int]]]:
+    """Return percentages by task and budget, and settings that every controller can run; see :func:`evaluate`."""
     require_different_names(tasks)
     schedules = any(controller.is_schedule for controller in controllers)
     if config.relative_rates and not schedules and any(map(starts_anywhere, controllers)):
@@ -249,7 +244,8 @@ def _checked(
     for controller in controllers:
         for setting in settings:
             controller.check(*setting)
-    return budgets, settings
+    asked = [(name, budget, percent) for name, own in budgets.items() for budget, percent in own.items()]
+    return {(name, budget): percent for name, budget, percent in asked if not math.isnan(percent)}, settings
 
 
 def starts_anywhere(controller: Controller) -> bool:
