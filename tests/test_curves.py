@@ -10,11 +10,21 @@ import yaml
 
 from agents.runtime.command import CONFIG_FOLDER
 from agents.training import curves
-from agents.training.curve_records import BRANCH, FAILED, RECIPE, TUNING, Records, pool_of, read_records, recipe_of
+from agents.training.curve_records import (
+    BRANCH,
+    FAILED,
+    RECIPE,
+    TUNING,
+    Records,
+    pack,
+    pool_of,
+    read_records,
+    recipe_of,
+)
 from envs.batched.branches import branch
 from envs.batched.runs import BatchedRuns
 from envs.pool import PoolConfig, draw_task
-from gns.errors import StateError
+from gns.errors import InvalidSettingError, StateError
 
 TEACHER, CNN = 1, 8  # numbers of two cheap tasks
 
@@ -119,6 +129,26 @@ def test_a_task_that_learns_nothing_is_named_and_costs_no_curve(pool, short, tmp
     curves.collect(records, pool, until=2, first=TEACHER)
     assert [record["kind"] for record in records.all] == [RECIPE, FAILED]
     assert "ends at" in records.all[1]["reason"]
+
+
+def test_records_are_packed_with_a_card_and_lose_features_of_layers_where_they_take_too_much(pool, tmp_path):
+    recipe, settings = recipe_of(pool)
+    noise = np.random.default_rng(0).normal(size=(300, 20)).tolist()
+    records = [{"kind": RECIPE, "recipe": recipe, "pool": json.loads(json.dumps(settings)), "torch": "2"}]
+    records.append(
+        {"kind": TUNING, "recipe": recipe, "number": 3, "profiles": ["rex"], "rates": [1.0], "seconds": 36.0}
+    )
+    branch = {"kind": BRANCH, "recipe": recipe, "number": 3, "factors": [1.0, 2.0], "nodes": noise, "globals": [0.5]}
+    records.append({**branch, "seconds": 36.0})
+    path = tmp_path / "kept.jsonl.xz"
+    pack(records, path)
+    assert list(read_records(path)) == records
+    assert "3 training runs" in (tmp_path / "kept.md").read_text()
+    pack(records, path, most=5000)
+    assert list(read_records(path))[2] == {k: v for k, v in records[2].items() if k != "nodes"}
+    assert "Branches lack nodes" in (tmp_path / "kept.md").read_text()
+    with pytest.raises(InvalidSettingError, match="at most 10"):
+        pack(records, path, most=10)
 
 
 def test_pools_of_other_sizes_have_the_same_recipe_and_others_do_not(pool):

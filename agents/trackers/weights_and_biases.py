@@ -179,10 +179,10 @@ class WandbTracker(Tracker):
 def artifact_name(name: str) -> str:
     """Return the name of a policy's artifact: letters and digits of ASCII, dots, dashes, underscores, at most 128.
 
-    Where more than single characters are lost, a digest keeps names apart.
+    Where a name is none of the kind, a digest keeps it apart from others.
     """
     safe = "policy-" + re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
-    if len(safe) <= _LONGEST_NAME and name.isascii():
+    if len(safe) <= _LONGEST_NAME and safe == f"policy-{name}":
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{safe[: _LONGEST_NAME - len(digest) - 1]}-{digest}"

@@ -18,6 +18,7 @@ from gns.features.moments import optimizer_kind
 _FILE = Path(__file__).parent / "calibrated.json"
 _INSTEAD = {"linear": "cosine"}  # whose rate a profile gets where it was not measured apart
 _SHARED = {"adamw": "adam"}  # kinds that are calibrated as one
+ENCODER_RATE = 5e-5  # of Adam and its kin on pretrained encoders: the default of transformers' TrainingArguments
 
 
 @cache
