@@ -56,5 +56,5 @@ def test_it_is_part_of_what_is_installed(name, root):
 
     settings = configparser.ConfigParser()
     settings.read(root / "setup.cfg")
-    pattern = settings["options.package_data"]["gns"].strip()
-    assert (BUNDLED / name) in set((root / "gns").glob(pattern))
+    patterns = settings["options.package_data"]["gns"].split(",")
+    assert any((BUNDLED / name) in set((root / "gns").glob(pattern.strip())) for pattern in patterns)
