@@ -24,6 +24,7 @@ from agents.evaluation.shares import shares
 from agents.evaluation.suite import Suite, prepare
 from agents.evaluation.sweep import RunCheckpoints
 from agents.evaluation.transfer import transfer
+from agents.evaluation.yardstick import yardstick
 from agents.reports import wandb_report
 from agents.reports.controller_figures import Compared
 from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence
@@ -34,6 +35,7 @@ from agents.reports.pictures import draw_relative_rates, draw_settings
 from agents.reports.shares_tables import LEGEND as SHARES_LEGEND
 from agents.reports.shares_tables import shares_tables, write_shares
 from agents.reports.transfer_matrix import LEGEND, transfer_tables, write_transfer
+from agents.reports.worth_tables import write_worth
 from agents.runtime.command import launch, plain, require_device, use_data_root
 from agents.runtime.output_folder import output_folder
 from agents.runtime.progress import ProgressBar
@@ -161,6 +163,8 @@ def _write(report: Parts, folder: Path, made: Compared, names: Sequence[str], ab
     if made.name:
         path = folder / "relative_rates.png"
         drawn += report.write(f"relative rates{where}", draw_relative_rates, path, evaluation)
+    if made.protocol.tuning_seeds > 1:
+        report.write(f"worth in tries{where}", lambda: write_worth(folder, yardstick(evaluation)))
     if made.cells:
         drawn += report.write(f"transfer{where}", write_transfer, folder, made.cells)
     if made.shares:

@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["evidence", "small", "quick"])
+@pytest.mark.parametrize("name", ["evidence", "small", "quick", "yardstick"])
 def test_each_suite_can_be_prepared_and_measures_every_promise(name, here, compose):
     content = plain(compose("evaluate", f"suite={name}", "policy=policy"))
     assert content["name"] == name

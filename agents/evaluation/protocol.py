@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from agents.controllers import Controller
-from agents.evaluation.results import Evaluation, Setting, runs_frame, tune
+from agents.evaluation.results import TUNING_SEED, Evaluation, Setting, runs_frame, tune
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
 from agents.evaluation.workload import Workload
@@ -32,18 +32,21 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 
 @dataclass(frozen=True)
 class Grid:
-    """Initial rates a schedule is tuned over: ``lowest * 3^k``, k = 0 .. count - 1."""
+    """Initial rates a schedule is tuned over: ``lowest * factor^k``, k = 0 .. count - 1."""
 
     lowest: float
     count: int
+    factor: float = 3.0
 
     def __post_init__(self) -> None:
         require_positive("the lowest rate of a grid", self.lowest)
         require_positive("the count of a grid", self.count)
+        if not self.factor > 1.0:
+            raise InvalidSettingError(f"the factor of a grid is {self.factor}; expected more than 1.")
 
     def rates(self) -> list[float]:
         """Return the rates, ascending."""
-        return [self.lowest * 3.0**k for k in range(self.count)]
+        return [self.lowest * self.factor**k for k in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class EvaluationConfig:
     :param budget_percents: budgets in percent of a full run, which is the one entry of ``budgets`` or else each task's
         own budget; at least 1 update each, and percents that come to the same budget are one. None: full runs alone
     :param seeds: training runs of each setting
+    :param tuning_seeds: training runs at each rate of a grid, of seeds of their own, from :data:`TUNING_SEED` on. What
+        is tuned is then measured on the same fresh seeds as everything else. 0: it is tuned on the seeds that it is
+        reported on, which flatters it
     :param workers: processes; 0: none but this one
     :param grids: for each optimizer, the rates schedules are tuned over; where there is none, 8 rates from a decade
         above the lowest of the task's own range
@@ -93,6 +99,7 @@ class EvaluationConfig:
     budgets: tuple[int, ...] | None = None
     budget_percents: tuple[float, ...] | None = None
     seeds: int = 16
+    tuning_seeds: int = 0
     workers: int = 2
     grids: dict[str, Grid | None] = field(default_factory=dict)
     widen: int = 3
@@ -104,6 +111,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         require_positive("seeds", self.seeds)
+        if not self.tuning_seeds >= 0:
+            raise InvalidSettingError(f"tuning_seeds is {self.tuning_seeds}; expected 0 or more.")
         for budget in self.budgets or ():
             require_positive("budget", budget)
         for percent in self.budget_percents or ():
@@ -128,6 +137,11 @@ class EvaluationConfig:
         if not self.budget_percents:
             return dict.fromkeys(full, math.nan)
         return {max(1, round(full[0] * percent / 100.0)): percent for percent in sorted(self.budget_percents)}
+
+    def grid_factor(self, optimizer: str) -> float:
+        """Return the factor from one rate of an optimizer's grid to the next."""
+        grid = self.grids.get(optimizer)
+        return 3.0 if grid is None else grid.factor
 
     def rates_of(self, controller: Controller, task: Task, optimizer: str) -> list[float]:
         """Return the initial rates of a controller: a grid to tune it over, or what it starts from.
@@ -166,7 +180,7 @@ def evaluate(
         and no schedule is
     """
     later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
-    budgets, settings = _checked(controllers, tasks, config)
+    percents, settings = _checked(controllers, tasks, config)
     rows: list[dict[str, Any]] = []
 
     workload = Workload(progress)
@@ -177,22 +191,29 @@ def evaluate(
         workload.add(jobs, in_place=in_place)
         rows.extend(run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints))
 
-    def jobs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
-        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
+    fresh = range(config.seeds)
+    apart = range(TUNING_SEED, TUNING_SEED + config.tuning_seeds) or fresh
+
+    def jobs_of(
+        controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float], seeds: range = fresh
+    ) -> list[Job]:
+        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in seeds]
         return [Job(controller, episode, report) for episode in episodes]
 
     jobs: list[Job] = []
     for setting in settings:
         for controller in controllers:
             if controller not in later:
-                jobs += jobs_of(controller, setting, config.rates_of(controller, *setting[:2]))
+                seeds = apart if controller.tuned else fresh
+                jobs += jobs_of(controller, setting, config.rates_of(controller, *setting[:2]), seeds)
     run(jobs)
     tuned = [controller for controller in controllers if controller.tuned]
     for _ in range(config.widen):
         table, jobs = runs_frame(rows), []
         for setting in settings:
             for controller in tuned:
-                jobs += jobs_of(controller, setting, wider(table, controller.name, setting[0].name, *setting[1:]))
+                more = wider(table, controller.name, setting[0].name, *setting[1:], config.grid_factor(setting[1]))
+                jobs += jobs_of(controller, setting, more, apart)
         if not jobs:
             break
         run(jobs)
@@ -203,14 +224,13 @@ def evaluate(
         higher_is_better={task.name: task.higher_is_better for task in tasks},
         references=frozenset(controller.name for controller in controllers if controller.is_schedule),
         own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
-        percents={
-            (name, budget): percent
-            for name, own in budgets.items()
-            for budget, percent in own.items()
-            if not math.isnan(percent)
-        },
+        percents=percents,
     )
     jobs = []
+    for setting in settings if apart is not fresh else ():
+        for controller in tuned:
+            rate = evaluation.tuned_rate(Setting(setting[0].name, *setting[1:]), controller.name)
+            jobs += jobs_of(controller, setting, [rate])
     for task, optimizer, budget in settings if later else ():
         known = Setting(task.name, optimizer, budget)
         rate = evaluation.tuned_rate(known, str(evaluation.chosen_schedule(known)))
@@ -230,8 +250,8 @@ def evaluate(
 
 def _checked(
     controllers: Sequence[Controller], tasks: Sequence[Task], config: EvaluationConfig
-) -> tuple[dict[str, dict[int, float]], list[tuple[Task, str, int]]]:
-    """Return budgets by task, and settings that every controller can run; see :func:`evaluate`."""
+) -> tuple[dict[tuple[str, int], float], list[tuple[Task, str, int]]]:
+    """Return percentages by task and budget, and settings that every controller can run; see :func:`evaluate`."""
     require_different_names(tasks)
     schedules = any(controller.is_schedule for controller in controllers)
     if config.relative_rates and not schedules and any(map(starts_anywhere, controllers)):
@@ -249,7 +269,8 @@ def _checked(
     for controller in controllers:
         for setting in settings:
             controller.check(*setting)
-    return budgets, settings
+    asked = [(name, budget, percent) for name, own in budgets.items() for budget, percent in own.items()]
+    return {(name, budget): percent for name, budget, percent in asked if not math.isnan(percent)}, settings
 
 
 def starts_anywhere(controller: Controller) -> bool:
@@ -281,13 +302,18 @@ def require_different_names(tasks: Sequence[Task]) -> None:
         )
 
 
-def wider(runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int) -> list[float]:
-    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing."""
+def wider(
+    runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int, factor: float = 3.0
+) -> list[float]:
+    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing.
+
+    :param factor: of the grid, from one rate to the next
+    """
     own = runs[
         (runs.controller == controller) & (runs.task == task) & (runs.optimizer == optimizer) & (runs.budget == budget)
     ]
     rates = sorted(own.initial_lr.unique())
     best = float(tune(own).tuned_lr.iloc[0])
     if best == rates[-1]:
-        return [best * 3.0]
-    return [best / 3.0] if best == rates[0] else []
+        return [best * factor]
+    return [best / factor] if best == rates[0] else []

@@ -37,6 +37,7 @@ COLUMNS = [
     "seconds",
     "rollbacks",
 ]
+TUNING_SEED = 10_000  # seeds from here on tune, and are not reported
 FAR = 2.0  # times the test loss of the schedule chosen on the reward split: a run above it is far from the best
 
 
@@ -110,9 +111,22 @@ class Evaluation:
         return self._by_method.get((*setting, controller), self.runs.iloc[:0])
 
     def counted(self, setting: Setting, controller: str) -> pd.DataFrame:
-        """Return the runs that a controller's result in a setting is of: at its tuned rate, or from all rates."""
+        """Return the runs that a controller's result in a setting is of: at its tuned rate, or from all rates.
+
+        Where it was tuned on seeds of their own, these runs are left out.
+        """
         runs, rate = self.runs_of(setting, controller), self.tuned_rate(setting, controller)
-        return runs if math.isnan(rate) else runs[runs.initial_lr == rate]
+        if math.isnan(rate):
+            return runs
+        chosen = runs[runs.initial_lr == rate]
+        fresh = chosen[chosen.seed < TUNING_SEED]
+        return fresh if len(fresh) else chosen
+
+    def tuning_runs(self, setting: Setting, controller: str) -> pd.DataFrame:
+        """Return the runs that a controller was tuned by: those of tuning seeds, or all where it has none."""
+        runs = self.runs_of(setting, controller)
+        apart = runs[runs.seed >= TUNING_SEED]
+        return apart if len(apart) else runs
 
     def counted_everywhere(self, controller: str) -> pd.DataFrame:
         """Return the runs that a controller's results in all settings are of."""

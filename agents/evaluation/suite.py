@@ -48,6 +48,7 @@ class Part:
     budgets: tuple[int, ...] | None = None
     budget_percents: tuple[float, ...] | None = None
     seeds: int | None = None
+    tuning_seeds: int | None = None
     grids: dict[str, Grid | None] | None = None
     widen: int | None = None
     initial_rates: dict[str, InitialRates | None] | None = None
