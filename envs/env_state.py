@@ -8,6 +8,7 @@ from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
 from envs.training_run import Position
 from gns.deciding.decision import DecisionCore
+from gns.deciding.guard import Watch
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import OutOfOrderError
 from gns.features.held_out import ValidationStatistics
@@ -41,7 +42,7 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
             "core": env.core.state_dict(),
             "guard": guard,
             "rates": env.rates,
-            "rollbacks": env.rollbacks,
+            "watch": vars(env.guarded.watch),
             "evaluations": env.evaluations,
             "evaluated": env._evaluated,
             "predictions": env.predictions,
@@ -68,7 +69,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
         core.load_state_dict(on_device_of(run.model, state["core"]) or {})
         run.load_state_dict(state["run"])
         run.load_pending_state(state["pending"])
-        guarded = GuardedRun(core, env.config.guard, state["rollbacks"])
+        guarded = GuardedRun(core, env.config.guard, Watch(**state["watch"]))
         if env.config.guard.enabled:
             guarded.load_snapshot_state(state["guard"]["snapshot"], Position(run, state["guard"]["position"]))
         validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])

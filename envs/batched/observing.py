@@ -121,8 +121,9 @@ def observe(
         rolled_back=np.array([memory.rolled_back for memory in memories], dtype=np.float64),
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
     )
-    for control, its_losses, length, finite in zip(
-        controls, losses_host, known.tolist(), statistics.finite.tolist(), strict=True
+    gradients = np.sqrt(sums[:, :, SUM_G2].sum(axis=1)).tolist()
+    for control, its_losses, length, finite, gradient in zip(
+        controls, losses_host, known.tolist(), statistics.finite.tolist(), gradients, strict=True
     ):
-        control.saw(its_losses[:length], finite)
+        control.saw(its_losses[:length], finite, gradient)
     return compute_features(schema, graph, statistics)

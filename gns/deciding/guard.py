@@ -7,16 +7,28 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
+
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
+
+# What a run that stays where it began is told by; measured, see docs/scheduler.md.
+_DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER = 2, 4, 0.1, 0.5, 8.0, 0.02
+_STEEPER = 100.0
 
 
 class Judgement(Enum):
     """What becomes of a run after an interval."""
 
     GOOD = "good"  # it goes on, and is the state to go back to
+    DOUBTFUL = "doubtful"  # it goes on, but is no state to go back to: its loss is too high, or rose and stays
     TAKE_BACK = "take back"  # it diverged: the last good state is put back, the rate cut, and it goes on
     LOST = "lost"  # it diverged once too often: it is taken back for the last time; without a guard it stays as it is
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on from where it is."""
+        return self in (Judgement.GOOD, Judgement.DOUBTFUL)
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class GuardConfig:
     """When a run is taken back, and what happens then.
 
     :param enabled: whether snapshots are taken at all
-    :param loss_multiple: a mean interval loss above this multiple of the first loss counts as divergence
+    :param loss_multiple: a mean interval loss above this multiple of the first loss counts as divergence; so does what
+        :class:`Watch` names besides
     :param cut: factor in (0, 1) on the rate after a rollback
     :param max_rollbacks: rollbacks after which a run goes on; one more, and it is lost
     :param folder: where snapshots are kept, made if it is not there; None: in memory
@@ -44,36 +57,110 @@ class GuardConfig:
             raise InvalidSettingError(f"max_rollbacks is {self.max_rollbacks}; expected 0 or more.")
 
 
-def judge(control: RateControl, guard: GuardConfig, rollbacks: int) -> Judgement:
-    """Judge the interval that was observed last.
+@dataclass
+class Watch:
+    """What the guard remembers of one run, and judges it by.
 
-    Without a guard a loss that is only high is no end: the run is lost where something is not finite.
-
-    :param control: of the run, which has just been observed
-    :param rollbacks: of the run so far
-    :raises OutOfOrderError: before any observation
+    :param rollbacks: how often it was taken back
+    :param peak: highest level that three losses in a row have reached, since the start or the last rollback
+    :param doubts: intervals in a row, up to the last, in which it stayed where it began
+    :param gradient: largest norm of a gradient that was pending in a good state
     """
-    if control.update == 0 or not diverged(control, guard.loss_multiple):
-        return Judgement.GOOD
-    if not guard.enabled:
-        return Judgement.GOOD if control.finite else Judgement.LOST
-    return Judgement.TAKE_BACK if rollbacks < guard.max_rollbacks else Judgement.LOST
+
+    rollbacks: int = 0
+    peak: float = -math.inf
+    doubts: int = 0
+    gradient: float = 0.0
+
+    def judge(self, control: RateControl, guard: GuardConfig, last: bool = False) -> Judgement:
+        """Judge the interval that was observed last; once an interval, since it counts.
+
+        A run has diverged if a loss, gradient, parameter or optimizer state is not finite, if its mean loss rose above
+        ``loss_multiple`` times the first one, or if it rose and then stayed where it began for two intervals, as a
+        network does whose units are dead: see :func:`stays_where_it_began`. Doubtful is one whose loss ends too high
+        for an interval, or whose pending gradient is a hundred times as large as that of any good state: to go back there
+        would be to diverge at any rate.
+
+        Without a guard a loss that is only high is no end: the run is lost where something is not finite.
+
+        :param control: of the run, which has just been observed
+        :param last: whether no update follows, the budget spent or not
+        :raises OutOfOrderError: before any observation
+        """
+        if control.update == 0:
+            self.gradient = control.observed_gradient
+            return Judgement.GOOD
+        if not guard.enabled:
+            return Judgement.GOOD if control.finite else Judgement.LOST
+        high = ends_high(control, guard.loss_multiple)
+        bad = diverged(control, guard.loss_multiple) or (high and (last or control.finished))
+        if not bad and control.observed_losses.size:
+            self.peak = max(self.peak, lasting_peak(control.observed_losses))
+            self.doubts = self.doubts + 1 if stays_where_it_began(control, self.peak) else 0
+        if not bad and self.doubts < _DOUBTS:
+            if self.doubts or high or control.observed_gradient > _STEEPER * self.gradient > 0.0:
+                return Judgement.DOUBTFUL
+            self.gradient = max(self.gradient, control.observed_gradient)
+            return Judgement.GOOD
+        self.rollbacks, self.peak, self.doubts = self.rollbacks + 1, -math.inf, 0
+        return Judgement.TAKE_BACK if self.rollbacks <= guard.max_rollbacks else Judgement.LOST
 
 
 def diverged(control: RateControl, loss_multiple: float) -> bool:
-    """Say whether the interval that was observed last went wrong.
+    """Say whether the interval that was observed last is not finite, or its loss rose too far.
 
     :param control: of the run, which has just been observed
     :param loss_multiple: how many times its start the mean loss may reach
-    :return: True if a loss, gradient, parameter or optimizer state is not finite, or the loss rose too far
     :raises OutOfOrderError: before any observation
     """
     losses = control.observed_losses
     if not control.finite:
         return True
-    if not losses.size:
-        return False
-    start = control.memory.start_loss
-    start = float(losses[0]) if math.isnan(start) else start
     # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
-    return bool(losses.mean() > start + (loss_multiple - 1.0) * max(abs(start), 1e-8))
+    return bool(losses.size) and bool(losses.mean() > _above_start(control, loss_multiple - 1.0))
+
+
+def ends_high(control: RateControl, loss_multiple: float) -> bool:
+    """Say whether the last quarter of the interval observed last has a mean loss too high for an interval.
+
+    At the end of a run it has diverged.
+
+    :param control: of the run, which has just been observed
+    :param loss_multiple: as for :func:`diverged`
+    """
+    losses = control.observed_losses
+    last = losses[-math.ceil(len(losses) / 4) :]
+    return bool(losses.size) and bool(last.mean() > _above_start(control, loss_multiple - 1.0))
+
+
+def stays_where_it_began(control: RateControl, peak: float) -> bool:
+    """Say whether the interval observed last is no better than the first loss, calmly so, after a rise.
+
+    No better: its mean is at most 2 % below the first loss. Calm: the standard deviation of its losses, four or more,
+    is at most a tenth of the first. A rise: three losses in a row half as high again as the first, and eight standard
+    deviations above the mean. A run that learns slowly has not risen; one whose losses are noisy is not calm.
+
+    :param control: of the run, which has just been observed
+    :param peak: see :class:`Watch`
+    """
+    losses = control.observed_losses
+    if len(losses) < _FEWEST:
+        return False
+    mean, spread = float(losses.mean()), float(losses.std())
+    calm = spread <= _above_start(control, _CALM) - _above_start(control, 0.0)
+    rose = peak > _above_start(control, _RISE) and peak - mean >= _DEVIATIONS * spread
+    return calm and rose and mean >= _above_start(control, -_NO_BETTER)
+
+
+def lasting_peak(losses: np.ndarray) -> float:
+    """Return the highest level that three losses in a row reach; minus infinity of fewer."""
+    if len(losses) < 3:
+        return -math.inf
+    return float(np.minimum(np.minimum(losses[:-2], losses[1:-1]), losses[2:]).max())
+
+
+def _above_start(control: RateControl, share: float) -> float:
+    """Return the first loss of a run plus a share of its size."""
+    start = control.memory.start_loss
+    start = float(control.observed_losses[0]) if math.isnan(start) else start
+    return start + share * max(abs(start), 1e-8)

@@ -65,13 +65,12 @@ class RateControl:
         self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
         constant = config.mode in ("recursive", "gns-paper")
         self._profile = get_profile("constant" if constant else config.profile)
-        count, held = layers if layers is not None and config.per_layer else (0, [[] for _ in self.initial_lrs])
-        self._held = [len(own) for own in held]
-        self._layers = _around_their_mean(count, held)
-        self._memory = Memory(steps=steps, layer_actions=[0.0] * count)
+        self._hold(layers)
+        self._memory = Memory(steps=steps, layer_actions=[0.0] * self._layers.shape[1])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
+        self.observed_gradient = 0.0  # norm of the pending gradient at the last observation
 
     # ------------------------------------------------------------------ where the run stands
 
@@ -165,13 +164,15 @@ class RateControl:
 
     # ------------------------------------------------------------------ decisions
 
-    def saw(self, losses: np.ndarray, finite: bool) -> None:
+    def saw(self, losses: np.ndarray, finite: bool, gradient: float = 0.0) -> None:
         """Note what was observed of the run as it is now.
 
         :param losses: of the updates since the last decision or rollback, (k,)
         :param finite: whether losses, gradients, parameters and optimizer state all were
+        :param gradient: norm of the pending gradient
         """
         self._seen, self._finite, self._observed_at = losses, finite, self.update
+        self.observed_gradient = gradient
 
     def decide(self, action: float | np.ndarray) -> float:
         """Take a decision and begin a new interval.
@@ -244,6 +245,11 @@ class RateControl:
         self.initial_lrs = list(state["initial_lrs"])
 
     # ------------------------------------------------------------------ inside
+
+    def _hold(self, layers: tuple[int, Sequence[Sequence[int]]] | None) -> None:
+        count, held = layers if layers is not None and self.config.per_layer else (0, [[] for _ in self.initial_lrs])
+        self._held = [len(own) for own in held]
+        self._layers = _around_their_mean(count, held)
 
     def _parts(self, action: float | np.ndarray) -> tuple[float, list[float]]:
         """Return the shared action and those of the layers, clipped."""
