@@ -16,7 +16,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python train_agent.py name=demo 'tracker=[tensorboard,wandb]'
+	$(BIN)/python train_agent.py name=demo overwrite=true 'tracker=[tensorboard,wandb]'
 	$(BIN)/python evaluate.py name=demo tracker=wandb report=html
 
 test: lint types tests

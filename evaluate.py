@@ -6,7 +6,7 @@ Or run a whole suite of comparisons: ``python evaluate.py suite=evidence policy=
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from agents.evaluation.transfer import LEGEND, Cell, transfer, transfer_tables, 
 from agents.reports import wandb_report
 from agents.reports.controller_figures import Compared
 from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
-from agents.reports.files import prepare_folder, tables, write_results
+from agents.reports.files import tables, write_results
 from agents.reports.kinds import WANDB, chosen_reports, command, write_reports
-from agents.runtime.command import launch, plain, use_data_root
+from agents.runtime.command import launch, plain, require_device, use_data_root
+from agents.runtime.output_folder import output_folder
 from agents.runtime.progress import ProgressBar
 from agents.runtime.settings import build
 from agents.runtime.stopping import stopping_at_once
@@ -49,6 +50,7 @@ def run(config: DictConfig) -> Evaluation | Evidence:
     if WANDB in chosen_reports(content["report"]):  # before any run
         wandb_report.check(_trackers(content), content["name"])
     use_data_root(content["data_root"])
+    require_device(settings.device, "device", settings.engine)
     return run_suite(content, suite, settings) if suite.parts else run_comparison(content, settings)
 
 
@@ -59,13 +61,11 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
     :param settings: its protocol, for what the suite's parts leave open
     """
     parts = prepare(suite, settings, content["task"], content["controller"])
-    folder = prepare_folder(Path("outputs") / content["name"])
-    cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
-    checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     about = {"config": content, "versions": dict(versions())}
     reports = chosen_reports(content["report"])
     console, results, compared = Console(), [], []
-    with _tracked(content, folder) as tracked, stopping_at_once():
+    with _place(content) as folder, _tracked(content, folder) as tracked, stopping_at_once():
+        cache, checkpoints = _kept(content, folder, settings)
         for part in parts:
             names = ", ".join(c.name for c in part.controllers), ", ".join(t.name for t in part.tasks)
             console.print(f"{part.name}: {names[0]} on {names[1]}.")
@@ -113,12 +113,10 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
     homes = trained_on(controllers)
-    folder = prepare_folder(Path("outputs") / content["name"])
-    cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
-    checkpoints = RunCheckpoints(folder / "runs", settings.checkpoint)
     console = Console()
-    console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
-    with _tracked(content, folder) as tracked:
+    with _place(content) as folder, _tracked(content, folder) as tracked:
+        console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
+        cache, checkpoints = _kept(content, folder, settings)
         with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
             evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
         checkpoints.clear()
@@ -175,6 +173,19 @@ def _print_comparison(
 
 def _trackers(content: Mapping[str, Any]) -> TrackerConfig:
     return build(TrackerConfig, content["tracker"], "tracker")
+
+
+def _place(content: Mapping[str, Any]) -> AbstractContextManager[Path]:
+    """Hold the folder of an evaluation while the block lasts."""
+    return output_folder(content["name"], "evaluate")
+
+
+def _kept(
+    content: Mapping[str, Any], folder: Path, settings: EvaluationConfig
+) -> tuple[ResultsCache | None, RunCheckpoints]:
+    """Return where results of runs, and runs under way, are kept."""
+    cache = ResultsCache(folder / "cache.jsonl") if content["cache"] else None
+    return cache, RunCheckpoints(folder / "runs", settings.checkpoint)
 
 
 def _tracked(content: dict[str, Any], folder: Path) -> closing[EvaluationTracker]:

@@ -51,13 +51,12 @@ VARIANTS: dict[str, list[str]] = {
     "action: per-layer": ["env.decision.mode=per-layer"],
     "first decision after the first interval": ["env.decision.decide_first=false"],
     "no guard": ["env.guard.enabled=false"],
-    "reward: squared metric": ["env.reward=gns-paper"],
+    "reward: squared metric": ["env.reward=squared-metric"],
     "reward: at a fifth of the decisions": ["env.reward_probability=0.2"],
     # Short budgets come first and take few decisions here: 2,070 become about as many episodes as 2,560 elsewhere.
     "a decision every 10 updates": ["+env.decision.decision_interval=10", "episodes=2070"],
     "no curriculum": ["env.curriculum.episodes=0"],
     "entropy bonus, falling": ["agent.ent_coef=0.01"],
-    "begun by imitating tuned cosine": ["imitation.schedule=cosine"],
     "three tasks instead of sixteen": ["pool.size=3"],
 }
 

@@ -6,7 +6,7 @@ decision (log-normal), now and then one is slow, and now and then one dies, whic
 
 Three ways to treat the slowest share d of workers, once 1 - d of them have answered:
 
-- ``wait``: for all of them (what ``envs.blocks.BlocksVecEnv`` does, up to its timeout);
+- ``wait``: for all of them (what ``envs.restarting.RestartingVecEnv`` does, up to its timeout);
 - ``drop``: their episodes, and go on; they join again when they are done;
 - ``sit out``: go on without them; their episodes go on when they are done.
 

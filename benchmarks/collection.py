@@ -26,7 +26,7 @@ import torch
 from agents.training.ppo import single_thread
 from envs.batched.composite import Group
 from envs.batched.runs import BatchedRuns
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.tasks import get_task
 from envs.training_run import OPTIMIZERS
 

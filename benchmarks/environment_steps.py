@@ -37,7 +37,8 @@ from agents.training.ppo import single_thread
 from benchmarks import dacbench_steps
 from benchmarks.dacbench_steps import Step, bare_loop, compare
 from envs.batched.composite import Group
-from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.env_config import EnvConfig
+from envs.learning_rate_env import LearningRateEnv
 from envs.tasks import Task, get_task
 from gns.deciding.decision import DecisionConfig
 from gns.errors import InvalidSettingError

@@ -41,7 +41,7 @@ from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
 from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.command import plain, use_data_root
 from agents.runtime.progress import ProgressBar
-from agents.runtime.settings import CONFIG_FOLDER, build, check_choices
+from agents.runtime.settings import CONFIG_FOLDER, build, check_choices, store_task_defaults
 from agents.trackers import Tracker, TrackerConfig, make_tracker
 from agents.training.schedule_reference import ScheduleReference
 from agents.training.train import TrainConfig, train, versions
@@ -140,6 +140,7 @@ def evaluate_kept(
 def configuration(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return a root configuration as its command composes it."""
     check_choices(overrides)
+    store_task_defaults()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         return plain(compose(name, overrides=list(overrides)))
 

@@ -27,10 +27,11 @@ from agents.evaluation.sweep import Job, run_jobs
 from agents.runtime.command import CONFIG_FOLDER, plain, use_data_root
 from agents.runtime.settings import build
 from agents.training.ppo import single_thread
-from envs.learning_rate_env import EnvConfig, Episode
+from envs.env_config import EnvConfig
+from envs.episode import Episode
+from envs.pool import PoolConfig
 from envs.tasks import Task
-from envs.tasks.pool import PoolConfig
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from train_agent import ValidationTasks
 
 SCHEDULES = ("linear", "cosine", "onecycle", "rex")

@@ -2,7 +2,8 @@
 
 import gymnasium as gym
 
-from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.env_config import EnvConfig
+from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph, unpad
 from envs.tasks import Task, get_task, known_tasks, register_task
 from envs.training_run import TrainingRun

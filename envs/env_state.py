@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
+
+from envs.calls import NotCopyableError
 from envs.episode import episode_of, new_run
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
+from envs.rewards import Evaluation
 from envs.training_run import Position
 from gns.deciding.decision import DecisionCore
 from gns.deciding.guard import Watch
@@ -16,6 +20,10 @@ from gns.scheduler.state import graph_from_plain, on_device_of, plain_graph
 
 if TYPE_CHECKING:
     from envs.learning_rate_env import LearningRateEnv
+
+_OF_EPISODE = {  # attributes that a state gives an environment
+    *("episode", "run", "guarded", "observation", "rates", "evaluations", "_evaluated", "predictions", "validation"),
+}
 
 
 def env_state(env: LearningRateEnv) -> dict[str, Any]:
@@ -35,16 +43,17 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
             "random": random_state(env),
             "begun": env.begun,
             "episode": env.episode.state_dict(env.tasks),
-            # Not taken anew: where layers are left out by chance, another pass gives another graph.
+            # Kept, since another pass gives another graph of a model that leaves layers out at random.
             "graphs": [None if graph is None else plain_graph(graph) for graph in graphs],
             "run": env.run.state_dict(),
             "pending": env.run.pending_state(),
             "core": env.core.state_dict(),
             "guard": guard,
+            "running": env.running,
             "rates": env.rates,
             "watch": vars(env.guarded.watch),
             "evaluations": env.evaluations,
-            "evaluated": env._evaluated,
+            "evaluated": tuple(env._evaluated),
             "predictions": env.predictions,
             "validation": None if env.validation is None else vars(env.validation),
         }
@@ -80,15 +89,50 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
             "run": run,
             "guarded": guarded,
             "observation": observation,
+            "running": state.get("running", not core.finished),  # of an older version: it was saved within an episode
             "rates": list(state["rates"]),
             "evaluations": state["evaluations"],
             "graphs": graphs,
-            "_evaluated": tuple(state["evaluated"]),
+            "_evaluated": Evaluation(*state["evaluated"]),
             "predictions": None if state["predictions"] is None else state["predictions"].to(run.device),
             "validation": validation,
         }
         load_random_state(env, state["random"])
     vars(env).update(own)
+
+
+def kept_of(env: LearningRateEnv) -> dict[str, Any]:
+    """Return the attributes of an environment that :func:`env_state` does not hold; graphs in the order of tasks."""
+    kept = {name: value for name, value in vars(env).items() if name not in _OF_EPISODE}
+    return kept | {"graphs": [env.graphs.get(id(task)) for task in env.tasks]}
+
+
+def restore(env: LearningRateEnv, kept: dict[str, Any], episode: dict[str, Any] | None) -> None:
+    """Make an environment of its attributes and state.
+
+    :param kept: as :func:`kept_of` returned them
+    :param episode: as :func:`env_state` returned it; None: there was no reset yet
+    """
+    vars(env).update(kept)
+    graphs = zip(env.tasks, kept["graphs"], strict=True)
+    env.graphs = {id(task): graph for task, graph in graphs if graph is not None}
+    if episode is not None:
+        load_env_state(env, episode)
+
+
+def pickled(kept: dict[str, Any]) -> bytes:
+    """Return attributes as bytes; of functions that no module holds (a task's) the code is part of them.
+
+    :raises NotCopyableError: if something in them belongs to this process
+    """
+    try:
+        return cloudpickle.dumps(kept)
+    except Exception as problem:  # of whatever object is in them
+        raise NotCopyableError(
+            f"The environment cannot be pickled ({type(problem).__name__}: {problem}); expected tasks and attributes "
+            "made of plain values, arrays and functions. copy.deepcopy shares the tasks; or go on from state_dict() in "
+            "an environment that is built anew."
+        ) from problem
 
 
 def _header(env: LearningRateEnv) -> dict[str, Any]:

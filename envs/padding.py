@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.calls import action_entries
 from envs.learning_rate_env import LearningRateEnv, action_space
 from gns.errors import InvalidSettingError
 from gns.policy.network import GraphBatch
@@ -53,6 +54,19 @@ class PadGraph(gym.ObservationWrapper):
         self.observation_space = spaces.Dict(boxes)
         if base.config.decision.per_layer:
             self.action_space = action_space(max_nodes)
+
+    def step(self, action: Any) -> Any:
+        """Step the environment with the actions of the layers there are; see :class:`LearningRateEnv`.
+
+        :raises InvalidActionError: see :meth:`LearningRateEnv.step`
+        """
+        base = self.unwrapped
+        assert isinstance(base, LearningRateEnv)
+        if base.running and self.action_space != base.action_space:
+            own = 1 + base.core.graph.num_nodes
+            assert self.action_space.shape is not None
+            action = action_entries(action, {1, own, *self.action_space.shape}).reshape(-1)[:own]
+        return super().step(action)
 
     def observation(self, observation: spaces.GraphInstance) -> dict[str, np.ndarray]:
         """Pad one graph.

@@ -10,9 +10,10 @@ from typing import Any
 import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.blocks import Answer, BlocksVecEnv, Call, Worker, ask_block, make_block
 from envs.engine import RAY, EngineConfig
+from envs.portions import Answer, Call, ask_portion, make_portion
 from envs.ray_cluster import start_ray
+from envs.restarting import RestartingVecEnv, Worker
 from gns.errors import WorkerLostError
 
 
@@ -20,12 +21,12 @@ class _Holder:
     """What runs in an actor. Answers are pickled here: arrays that Ray hands out itself cannot be written to."""
 
     def make(self, pickled: bytes) -> bytes:
-        self._block, answer = make_block(pickled)
+        self._portion, answer = make_portion(pickled)
         return pickle.dumps(answer, protocol=5)
 
     def ask(self, pickled: bytes) -> bytes:
-        assert self._block is not None
-        return pickle.dumps(ask_block(self._block, *pickle.loads(pickled)), protocol=5)
+        assert self._portion is not None
+        return pickle.dumps(ask_portion(self._portion, *pickle.loads(pickled)), protocol=5)
 
 
 class _Actor(Worker):
@@ -67,15 +68,16 @@ class _Actor(Worker):
             self.kill()
 
 
-class RayVecEnv(BlocksVecEnv):
-    """Steps blocks of environments, each in a Ray actor of one thread.
+class RayVecEnv(RestartingVecEnv):
+    """Steps portions of environments, each in a Ray actor of one thread.
 
     Actors that die (with their machine, too) or hang are started again by this class, not by Ray, since their episodes
-    are lost: see :class:`envs.blocks.BlocksVecEnv`. Ray goes on running after :meth:`close`, for whoever comes next.
+    are lost: see :class:`envs.restarting.RestartingVecEnv`. Ray goes on running after :meth:`close`, for whoever comes
+    next.
 
-    :param blocks: functions that make a vector of environments each; their observations must be of one shape. They are
-        sent by cloudpickle; the packages they name must be installed on every machine
-    :param places: numbers that the environments of each block have in this vector, every number once
+    :param portions: functions that make a vector of environments each; their observations must be of one shape. They
+        are sent by cloudpickle; the packages they name must be installed on every machine
+    :param places: numbers that the environments of each portion have in this vector, every number once
     :param engine: the cluster, what each actor is given of it, and when one is lost; the wait for resources counts as
         part of an actor's start
     :raises MissingPackageError: if Ray is not installed
@@ -84,10 +86,10 @@ class RayVecEnv(BlocksVecEnv):
 
     def __init__(
         self,
-        blocks: Sequence[Callable[[], VecEnv]],
+        portions: Sequence[Callable[[], VecEnv]],
         places: Sequence[Sequence[int]],
         engine: EngineConfig = RAY,
     ) -> None:
-        ray = start_ray(engine, len(blocks))
-        actors = [_Actor(ray, cloudpickle.dumps(make), engine.resources) for make in blocks]
+        ray = start_ray(engine, len(portions))
+        actors = [_Actor(ray, cloudpickle.dumps(make), engine.resources) for make in portions]
         super().__init__(actors, places, engine)

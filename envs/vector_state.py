@@ -55,7 +55,7 @@ def _one_by_one(venv: VecEnv) -> dict[str, Any]:
 
 @dataclass
 class Seen:
-    """What was last seen of the environments of a vector, from which a worker that is lost is made up for.
+    """The last observations and infos of a vector's environments; they stand in for the answer of a lost worker.
 
     :param seeds: that each was last reset with
     :param observations: None: no episode is running
@@ -99,7 +99,7 @@ class Seen:
 def vector_state(num_envs: int, groups: Sequence[Placed], seen: Seen | None = None) -> dict[str, Any]:
     """Return the state of a vector from those of its groups.
 
-    :param seen: of all; None for a block that a worker holds, whose vector knows
+    :param seen: of all; None for a portion that a worker holds, whose vector knows
     """
     ordered = sorted(groups, key=lambda group: group[0][0])
     return {
@@ -109,31 +109,31 @@ def vector_state(num_envs: int, groups: Sequence[Placed], seen: Seen | None = No
     }
 
 
-def states_for(state: dict[str, Any], num_envs: int, blocks: Sequence[Sequence[int]]) -> list[list[Placed]]:
-    """Share the groups of a :func:`vector_state` out to blocks.
+def states_for(state: dict[str, Any], num_envs: int, portions: Sequence[Sequence[int]]) -> list[list[Placed]]:
+    """Share the groups of a :func:`vector_state` out to portions.
 
-    :param blocks: places of each block in the vector
-    :return: of each block its groups, with their places in the block
-    :raises StateError: if it is of another number of environments, or a group does not lie in one block
+    :param portions: places of each portion in the vector
+    :return: of each portion its groups, with their places in the portion
+    :raises StateError: if it is of another number of environments, or a group does not lie in one portion
     """
     require_header(state, header("vector", num_envs=num_envs))
-    shares: list[list[Placed]] = [[] for _ in blocks]
+    shares: list[list[Placed]] = [[] for _ in portions]
     with loading():
         for group in state["groups"]:
             places = group["places"]
-            found = [number for number, block in enumerate(blocks) if set(places) <= set(block)]
+            found = [number for number, portion in enumerate(portions) if set(places) <= set(portion)]
             if not found:
                 raise StateError(
                     f"The state has environments {places} in one group, which stand apart here; expected them "
                     "together. Load it into a vector of the same tasks, configuration and number of environments."
                 )
-            block = list(blocks[found[0]])
-            shares[found[0]].append(([block.index(place) for place in places], group["state"]))
+            portion = list(portions[found[0]])
+            shares[found[0]].append(([portion.index(place) for place in places], group["state"]))
     return shares
 
 
-def whole(share: Sequence[Placed], size: int) -> dict[str, Any]:
-    """Return the state of the one group that fills a block of ``size`` places.
+def only_group(share: Sequence[Placed], size: int) -> dict[str, Any]:
+    """Return the state of the one group that fills a portion of ``size`` places.
 
     :raises StateError: if several do, or none
     """
@@ -146,26 +146,26 @@ def whole(share: Sequence[Placed], size: int) -> dict[str, Any]:
     return share[0][1]
 
 
-def block_state(block: VecEnv) -> list[Placed]:
-    """Return the groups of a block of environments, with their places in it; one that is no vector of groups is one.
+def portion_state(portion: VecEnv) -> list[Placed]:
+    """Return the groups of a portion of environments, with their places in it; one that is no vector of groups is one.
 
     :raises StateError, OutOfOrderError: see :func:`state_of`
     """
-    state = state_of(block)
+    state = state_of(portion)
     if state["kind"] != "vector":
-        return [(list(range(block.num_envs)), state)]
+        return [(list(range(portion.num_envs)), state)]
     return [(group["places"], group["state"]) for group in state["groups"]]
 
 
-def load_block_state(block: VecEnv, share: Sequence[Placed]) -> None:
-    """Let a block go on from a :func:`block_state`.
+def load_portion_state(portion: VecEnv, share: Sequence[Placed]) -> None:
+    """Let a portion go on from a :func:`portion_state`.
 
     :raises StateError: if it is of something else, or damaged
     """
-    if hasattr(block, "groups"):
-        load_state_of(block, vector_state(block.num_envs, share))
+    if hasattr(portion, "groups"):
+        load_state_of(portion, vector_state(portion.num_envs, share))
     else:
-        load_state_of(block, whole(share, block.num_envs))
+        load_state_of(portion, only_group(share, portion.num_envs))
 
 
 def packed(state: Any) -> bytes:

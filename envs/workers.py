@@ -8,7 +8,6 @@ of processes changes no result (of runs that are trained side by side, as long a
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 import socket
 import struct
@@ -20,29 +19,26 @@ from typing import Any
 import cloudpickle
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.blocks import Answer, BlocksVecEnv, Call, Worker, ask_block, make_block
 from envs.engine import PROCESSES, EngineConfig
+from envs.fork_server import fork_server, starting
+from envs.portions import Answer, Call, ask_portion, make_portion
+from envs.restarting import RestartingVecEnv, Worker
 from gns.errors import WorkerLostError
 
 _CLOSE = 10.0  # seconds a process may take to end
 
 
 def _work(connection: Connection, pickled: bytes) -> None:
-    """Serve calls on a block of environments until told to close.
-
-    Ctrl-C and SIGTERM, which go to a whole group of processes, are for whoever asks, and may want more answers.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Serve calls on a portion of environments until told to close."""
     try:
-        block, answer = make_block(pickled)
+        portion, answer = make_portion(pickled)
         connection.send(answer)
-        while block is not None:
+        while portion is not None:
             name, arguments = connection.recv()
             if name == "close":
-                block.close()
+                portion.close()
                 return
-            connection.send(ask_block(block, name, arguments))
+            connection.send(ask_portion(portion, name, arguments))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
 
@@ -55,13 +51,14 @@ class _Process(Worker):
         self._process: Any = None
 
     def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["envs"])
+        context = fork_server("envs")
         self._connection, there = context.Pipe()
         if self._timeout is not None:
             _bound_reads(self._connection, self._timeout)
-        self._process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
-        self._process.start()
+        process = context.Process(target=_work, args=(there, self._pickled), daemon=True)
+        with starting():
+            process.start()
+        self._process = process
         weakref.finalize(self, self._process.kill)  # at exit, where multiprocessing itself would send SIGTERM and wait
         there.close()
 
@@ -114,22 +111,22 @@ def _bound_reads(connection: Connection, seconds: float) -> None:
         pipe.detach()
 
 
-class WorkersVecEnv(BlocksVecEnv):
-    """Steps blocks of environments, each in a process of one thread.
+class WorkersVecEnv(RestartingVecEnv):
+    """Steps portions of environments, each in a process of one thread.
 
-    Processes that die or hang are started again, see :class:`envs.blocks.BlocksVecEnv`.
+    Processes that die or hang are started again, see :class:`envs.restarting.RestartingVecEnv`.
 
-    :param blocks: functions that make a vector of environments each; their observations must be of one shape
-    :param places: numbers that the environments of each block have in this vector, every number once
+    :param portions: functions that make a vector of environments each; their observations must be of one shape
+    :param places: numbers that the environments of each portion have in this vector, every number once
     :param engine: when a process is lost, and how often it may be
     :raises WorkerError: if a process cannot make its environments, later raises, or is lost once too often
     """
 
     def __init__(
         self,
-        blocks: Sequence[Callable[[], VecEnv]],
+        portions: Sequence[Callable[[], VecEnv]],
         places: Sequence[Sequence[int]],
         engine: EngineConfig = PROCESSES,
     ) -> None:
-        processes = [_Process(cloudpickle.dumps(make), engine.timeout) for make in blocks]
+        processes = [_Process(cloudpickle.dumps(make), engine.timeout) for make in portions]
         super().__init__(processes, places, engine)

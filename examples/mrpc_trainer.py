@@ -3,6 +3,8 @@
 It takes any TrainingArguments.
 """
 
+import os
+
 import torch
 from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser, TrainingArguments
@@ -16,10 +18,12 @@ parser.add_argument("--data", default="nyu-mll/glue")
 parser.add_argument("--policy", help="folder or Hub id; by default the one that comes with gns")
 args, more = parser.parse_args_into_dataclasses()
 
-tokenizer = AutoTokenizer.from_pretrained(more.model)
-data = load_dataset(more.data, "mrpc")
+root = os.environ.get("GNS_DATA_ROOT", "")  # a folder of models and data sets by Hub id, which is tried first
+model, data = (path if os.path.isdir(path := os.path.join(root, id)) else id for id in (more.model, more.data))
+tokenizer = AutoTokenizer.from_pretrained(model)
+data = load_dataset(data, "mrpc")
 data = data.map(lambda rows: tokenizer(rows["sentence1"], rows["sentence2"], truncation=True), batched=True)
-model = AutoModelForSequenceClassification.from_pretrained(more.model, num_labels=2)
+model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
 updates = training_updates(args, len(data["train"]))

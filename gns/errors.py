@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from numbers import Real
 
@@ -39,7 +40,7 @@ class PolicyFormatError(GNSError, ValueError):
 
 
 class SnapshotError(GNSError, OSError):
-    """A snapshot of a run cannot be written to disk, or not be read back."""
+    """A snapshot of a run cannot be written to disk, not be read back, or does not restore all of the model."""
 
 
 class StateError(GNSError, ValueError):
@@ -55,11 +56,15 @@ class ReportError(GNSError, RuntimeError):
 
 
 class CheckpointError(GNSError, OSError):
-    """A checkpoint cannot be written to disk, or the folder of checkpoints not be read."""
+    """A checkpoint or a trained policy cannot be written to disk, or the folder of checkpoints not be read."""
 
 
 class CheckpointMismatchError(GNSError, ValueError):
     """A checkpoint belongs to another configuration than the one that asks for it."""
+
+
+class FolderInUseError(GNSError, RuntimeError):
+    """A command of the same kind works in the folder already."""
 
 
 class OutOfOrderError(GNSError, RuntimeError):
@@ -83,7 +88,7 @@ def require_positive(name: str, value: float) -> None:
 
     :raises InvalidSettingError: on anything else
     """
-    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < float(value) <= sys.float_info.max):
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
 
 

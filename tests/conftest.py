@@ -49,6 +49,10 @@ def compose(root):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    from agents.runtime.settings import store_task_defaults
+
+    store_task_defaults()
+
     def make(name: str, *overrides: str):
         with initialize_config_dir(str(root / "configs"), version_base=None):
             return hydra_compose(name, overrides=list(overrides))

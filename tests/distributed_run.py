@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from gns import GNSScheduler, GuardConfig, layer_graph, parameter_groups
 from gns.errors import GNSError
 from gns.graph.layer_graph import trainable_parameters
-from gns.parallel.distributed import group_of_run, local, share, whole
+from gns.parallel.distributed import gathered, group_of_run, local, share
 from gns.scheduler.state import graph_of_first_rank, plain_graph
 
 UPDATES, ROWS = 12, 16
@@ -290,8 +290,8 @@ def tensors() -> dict[str, Any]:
     weight = DTensor.from_local(torch.zeros(2 - rank, 1), mesh, [Shard(0)], shape=torch.Size([3, 1]), stride=(1, 1))
     pending = DTensor.from_local(torch.arange(3.0)[:, None] * (1 + rank), mesh, [Partial()])
     found["pending gradient"] = local(pending, weight)
-    found["loss"] = whole(DTensor.from_local(torch.tensor(1.0 + rank), mesh, [Partial()]))
-    found["plain loss"] = whole(DTensor.from_local(torch.tensor(5.0), mesh, [Replicate()]))
+    found["loss"] = gathered(DTensor.from_local(torch.tensor(1.0 + rank), mesh, [Partial()]))
+    found["plain loss"] = gathered(DTensor.from_local(torch.tensor(5.0), mesh, [Replicate()]))
 
     flat = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=True)
     optimizer = torch.optim.SGD(flat.parameters(), lr=0.1)

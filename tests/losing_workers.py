@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from agents.evaluation.sweep import Job, run_jobs
 from agents.training.ppo import PPOConfig, TaskReturnScaling, make_ppo, make_vec_env
 from envs import EnvConfig, get_task
-from envs.blocks import BlocksVecEnv
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
+from envs.restarting import RestartingVecEnv
 from gns import DecisionConfig
 from gns.errors import WorkerError
 
@@ -71,7 +71,7 @@ def walk() -> gym.Env:
     return Walk()
 
 
-def walks(kind: Callable[..., BlocksVecEnv], **settings) -> BlocksVecEnv:
+def walks(kind: Callable[..., RestartingVecEnv], **settings) -> RestartingVecEnv:
     """Two workers of two walks each, in places out of order."""
     engine = EngineConfig("ray" if kind.__name__ == "RayVecEnv" else "processes", **settings)
     return kind([partial(DummyVecEnv, [walk, walk])] * 2, [[0, 2], [3, 1]], engine)
@@ -120,7 +120,7 @@ def rows(seen: list, places: list[int]) -> list:
 # ---------------------------------------------------------------------- checks
 
 
-def check_a_lost_worker_costs_its_episodes_only(venv: BlocksVecEnv, how: str) -> None:
+def check_a_lost_worker_costs_its_episodes_only(venv: RestartingVecEnv, how: str) -> None:
     """``how``: kill (from outside, between steps), die, hang or eat (all memory; in a step)."""
     old, dropped, restarts = list(venv.processes), venv.dropped_episodes, venv.restarts[1]
 
@@ -186,7 +186,7 @@ def check_calls_find_the_new_worker_as_the_old_one_was(kind) -> None:
     venv.close()
 
 
-def check_an_error_is_no_loss(venv: BlocksVecEnv) -> None:
+def check_an_error_is_no_loss(venv: RestartingVecEnv) -> None:
     restarts = list(venv.restarts)
     venv.reset()
     venv.env_method("obey", "raise", indices=[1])
@@ -221,7 +221,7 @@ def check_training_goes_on(engine: EngineConfig) -> None:
         class Spy(type(venv)):
             def step_wait(self, lost=lost, seen=seen, inner=inner):
                 if lost and len(seen) == 2:
-                    assert isinstance(inner, BlocksVecEnv)
+                    assert isinstance(inner, RestartingVecEnv)
                     os.kill(inner.processes[0], signal.SIGKILL)
                 seen.append(super().step_wait())
                 return seen[-1]
@@ -231,8 +231,8 @@ def check_training_goes_on(engine: EngineConfig) -> None:
         model.learn(40)
         steps[lost] = seen, venv, model.rollout_buffer
         venv.close()
-    assert isinstance(inner, BlocksVecEnv)
-    places = inner._blocks[0]
+    assert isinstance(inner, RestartingVecEnv)
+    places = inner._portions[0]
     others = [i for i in range(4) if i not in places]
     (seen, venv, buffer), (calm, calm_venv, _) = steps[True], steps[False]
     assert venv.dropped_episodes == len(places) and calm_venv.dropped_episodes == 0
@@ -255,14 +255,14 @@ def check_a_worker_may_be_lost_right_after_going_on(workers: int) -> None:
     steps = []
     for _ in range(2):
         saved, venv = (make_vec_env([get_task("digits_mlp")], CONFIG, 4, n, seed=1).venv for n in (workers, 2))
-        assert isinstance(venv, BlocksVecEnv)
+        assert isinstance(venv, RestartingVecEnv)
         saved.reset()
         last = saved.step(np.zeros((4, 1), dtype=np.float32))
         venv.load_state_dict(saved.state_dict())
         saved.close()
         os.kill(venv.processes[0], signal.SIGKILL)
         steps.append(venv.step(np.zeros((4, 1), dtype=np.float32)))
-        places = venv._blocks[0]
+        places = venv._portions[0]
         venv.close()
     assert same(*steps)
     _, rewards, dones, infos = steps[0]

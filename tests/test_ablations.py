@@ -10,7 +10,7 @@ from agents.runtime.command import plain
 from agents.runtime.settings import build
 from agents.training.train import TrainConfig
 from benchmarks.ablations import BASE, POOL, VARIANTS, markdown, run_name, table
-from envs.tasks.pool import PoolConfig
+from envs.pool import PoolConfig
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != BASE])

@@ -164,7 +164,7 @@ def test_a_policy_is_described_as_text(policy, run):
     assert (status, err) == (0, "")
     expected = [
         f"policy {policy}: valid",
-        "recursive: rate <- rate * 3^a",
+        "recursive: rate = level, level <- level * 3^a",
         "within [1e-06, 2]",
         "30 a run",
         "digits_mlp",
@@ -182,7 +182,7 @@ def test_a_terminal_gets_a_table(policy, run, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
     status, out, _ = run("inspect", policy)
-    assert status == 0 and "─" in out and "rate <- rate" in out
+    assert status == 0 and "─" in out and "level <- level" in out
     shown = re.sub("\x1b\\[[0-9;]*m", "", out)  # without colours
     assert max(len(line) for line in shown.splitlines()[1:]) <= 60
 

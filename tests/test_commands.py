@@ -157,7 +157,8 @@ def test_bad_training_settings_are_refused_before_any_work(here, compose, overri
 @pytest.mark.parametrize(
     "overrides,error,words",
     [
-        ([], PolicyFormatError, "outputs/x/policy"),
+        ([], PolicyFormatError, r"outputs/x/policy.*train the policy first: python train_agent\.py name="),
+        (["optimizers=adam", "controller=[rex]"], InvalidSettingError, r"expected a list, as in optimizers=\[adam\]"),
         (["policy=[outputs/a/policy,outputs/b/policy]"], PolicyFormatError, "outputs/a/policy"),
         (["policy={a: outputs/a/policy}"], PolicyFormatError, "outputs/a/policy"),
         (["policy=[]"], InvalidSettingError, r"controller\.policy\.policy"),

@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
+from omegaconf import OmegaConf
 
 from agents.controllers import ScheduleController, make_controller, make_controllers, policy_name
 from agents.evaluation.protocol import EvaluationConfig
 from agents.runtime.command import plain
-from agents.runtime.settings import build
+from agents.runtime.settings import CONFIG_FOLDER, build
 from agents.training.train import TrainConfig
 from envs.tasks import get_task, known_tasks
 from evaluate import _OUTSIDE_PROTOCOL
@@ -22,10 +23,40 @@ def training(config) -> TrainConfig:
 
 
 @pytest.mark.parametrize("name", known_tasks())
-def test_each_registered_task_has_a_config_that_repeats_its_defaults(name, compose):
+def test_each_registered_task_has_a_config_with_all_of_its_settings(name, compose):
     content = plain(compose("train_agent", f"task=[{name}]"))["task"]
     assert list(content) == [name]
+    assert set(content[name]) == set(get_task(name).settings())
     assert get_task(name, **content[name]) == get_task(name)
+
+
+def test_configs_of_tasks_repeat_none_of_their_settings():
+    files = {path.stem: OmegaConf.load(path) for path in (CONFIG_FOLDER / "task").glob("*.yaml")}
+    assert sorted(files) == known_tasks()
+    assert all(content == {"defaults": [f"registered/{name}@_here_"]} for name, content in files.items())
+
+
+def test_every_setting_of_a_task_can_be_given_on_the_command_line(compose):
+    changes = ["batch_size=8", "accumulation=2", "budget=7", "optimizer=sgd", "clip_norm=1.5", "precision=bfloat16"]
+    changes += ["evaluation_batch_size=50", "learning_rates.adam=[1e-3,1e-2]", "model.hidden=[5]"]
+    content = plain(compose("evaluate", "task=[digits_mlp]", *(f"task.digits_mlp.{change}" for change in changes)))
+    changed, own = get_task("digits_mlp", **content["task"]["digits_mlp"]).settings(), get_task("digits_mlp").settings()
+    assert [name for name in own if changed[name] == own[name]] == ["epochs"]
+    assert changed["model"]["hidden"] == [5] and changed["learning_rates"]["adam"] == (1e-3, 1e-2)
+
+
+def test_of_budget_and_epochs_the_one_that_is_given_counts(compose):
+    for overrides, expected in (
+        ((), (None, 3)),
+        (("task.glue_cola.budget=40",), (40, None)),
+        (("task.glue_cola.epochs=5",), (None, 5)),
+        (("task.glue_cola.budget=40", "task.glue_cola.epochs=null"), (40, None)),
+    ):
+        content = plain(compose("train_agent", "task=[glue_cola]", *overrides))["task"]
+        task = get_task("glue_cola", **content["glue_cola"])
+        assert (task.budget, task.epochs) == expected
+    with pytest.raises(InvalidSettingError, match="budget 40 and epochs 5; expected one"):
+        get_task("glue_cola", budget=40, epochs=5)
 
 
 def test_several_tasks_can_be_picked(compose):
@@ -61,7 +92,7 @@ def test_the_paper_configuration_is_the_published_one(compose):
     settings = training(compose("train_agent", "env=gns-paper", "agent=gns-paper"))
     env, agent = settings.env, settings.agent
     assert (env.decision.mode, env.decision.interval(300), env.reward_probability) == ("gns-paper", 10, 0.2)
-    assert not env.guard.enabled and env.reward == "gns-paper"
+    assert not env.guard.enabled and env.reward == "squared-metric"
     assert (agent.clip_range, agent.n_epochs, agent.gamma, agent.gae_lambda, agent.ent_coef) == (
         0.2,
         20,

@@ -140,7 +140,7 @@ def test_rows_are_the_same_in_one_process_and_in_two(policy_folder):
         for seed in (0, 1)
     ]
     ticks = []
-    here = run_jobs(jobs, workers=0, done=lambda: ticks.append(1))
+    here = run_jobs(jobs, workers=0, done=lambda *_: ticks.append(1))
     there = run_jobs(jobs, workers=2)
     for row in (*here, *there):
         row.pop("seconds")
@@ -222,6 +222,15 @@ def test_a_plateau_cuts_the_rate_when_the_reward_loss_stops_falling():
     # The first look improves on nothing seen; each later one falls short of 90 %.
     assert run.rates == [0.003] * 8 + [0.003 * 0.5**k for k in range(1, 9) for _ in range(4)]
     assert run.ledger.evaluations == 9 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("factor", 1.0), ("every", 0.0), ("patience", -1), ("cooldown", -1), ("threshold", math.nan)],
+)
+def test_settings_of_a_plateau_outside_their_domain_are_refused(name, value):
+    with pytest.raises(InvalidSettingError, match=f"{name} is .*; expected a"):
+        make_controller("p", {"kind": "plateau", name: value})
 
 
 def test_one_cycle_turns_its_momentum_where_its_rate_peaks_after_a_warm_up():

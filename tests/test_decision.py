@@ -23,7 +23,8 @@ from gns import (
 )
 from gns.deciding.decision import ACTION_MODES
 from gns.deciding.guard import diverged
-from gns.features.schemas import SCHEMAS, SUM_U2
+from gns.features.schemas import SCHEMAS
+from gns.features.statistics import SUM_U2
 from gns.schedules.profiles import PROFILES, get_profile
 
 GLOBALS = SCHEMAS["gns-1"].globals

@@ -15,8 +15,8 @@ from agents.runtime.command import plain
 from agents.runtime.settings import build, check_choices
 from agents.trackers import TrackerConfig
 from agents.training.train import TrainConfig
+from envs.pool import PoolConfig
 from envs.tasks import get_task
-from envs.tasks.pool import PoolConfig
 from evaluate import _OUTSIDE_PROTOCOL
 from gns.tools.command_line import _check_together, _parser
 from train_agent import _OUTSIDE_TRAINING, ValidationTasks

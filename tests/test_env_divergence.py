@@ -305,7 +305,7 @@ HIGH = LearningRateEnv(
     optimizer=st.sampled_from(["adam", "sgdm"]),
     exponent=st.floats(-8.0, 1.0),
     choices=st.lists(st.floats(-1.0, 1.0, width=32), min_size=4, max_size=4),
-    mode=st.sampled_from(ACTION_MODES),
+    mode=st.sampled_from(list(ACTION_MODES)),
     enabled=st.booleans(),
 )
 @example(optimizer="sgdm", exponent=1.0, choices=[1.0] * 4, mode="profile", enabled=False)

@@ -232,7 +232,7 @@ def small(tmp_path_factory):
         ],
         [get_task("digits_mlp")],
         config,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda work: calls.append((work.done, work.total)),
     )
     return evaluation, calls
 

@@ -15,16 +15,9 @@ from twins.features_twin import RunTwin, features, srls_features
 from gns import DecisionConfig, DecisionCore, UnknownNameError, layer_graph
 from gns.deciding.guard import diverged
 from gns.features.held_out import ValidationStatistics, validation_statistics
-from gns.features.schemas import (
-    NUM_SUMS,
-    OPTIMIZER_KINDS,
-    SCHEMAS,
-    RunStatistics,
-    compute_features,
-    get_schema,
-    log_loss,
-    tensor_sums,
-)
+from gns.features.schemas import SCHEMAS, compute_features, get_schema
+from gns.features.statistics import NUM_SUMS, OPTIMIZER_KINDS, RunStatistics, log_loss
+from gns.features.sums import tensor_sums
 
 BUDGET, DECISIONS = 12, 4
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -267,7 +260,8 @@ def statistics(seed: int, count: int = 3, **changes: object) -> RunStatistics:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_features_of_many_runs_equal_those_of_each(schema, count):
     runs = [statistics(seed, count) for seed in range(5)]
-    stacked = RunStatistics(**{f.name: np.stack([getattr(run, f.name) for run in runs]) for f in fields(RunStatistics)})
+    names = [f.name for f in fields(RunStatistics) if f.name != "settings"]
+    stacked = RunStatistics(**{name: np.stack([getattr(run, name) for run in runs]) for name in names})
     nodes, global_features = compute_features(schema, GRAPH, stacked)
     assert stacked.finite.tolist() == [True] * 5
     for i, run in enumerate(runs):
@@ -281,7 +275,7 @@ def test_features_of_many_runs_equal_those_of_each(schema, count):
 def test_runs_with_fewer_losses_than_others_are_filled_up(schema, rest):
     counts = [0, 1, 2, 5, 9, 30]
     runs = [statistics(seed, count) for seed, count in enumerate(counts)]
-    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts")]
+    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts", "settings")]
     filled = {name: np.stack([getattr(run, name) for run in runs]) for name in names}
     losses = np.full((len(runs), 30), rest)
     for row, run in zip(losses, runs, strict=True):

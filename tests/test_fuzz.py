@@ -6,9 +6,11 @@
 import copy
 import hashlib
 import json
+import math
 import os
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,18 @@ from agents.evaluation.protocol import EvaluationConfig
 from agents.evaluation.results_cache import ResultsCache, _check
 from agents.runtime.checkpoints import _START, MAGIC, CheckpointStore
 from agents.runtime.command import plain
-from agents.runtime.settings import build, check_choices
+from agents.runtime.settings import build, check_choices, store_task_defaults
 from agents.training.train import TrainConfig
 from evaluate import _OUTSIDE_PROTOCOL
-from gns import GNSPolicy, NetworkConfig, Observation, PolicyConfig, PolicyFormatError
+from gns import (
+    DecisionConfig,
+    GNSPolicy,
+    GNSScheduler,
+    NetworkConfig,
+    Observation,
+    PolicyConfig,
+    PolicyFormatError,
+)
 from gns.errors import GNSError
 from gns.features.schemas import SCHEMAS
 from train_agent import _OUTSIDE_TRAINING
@@ -122,7 +132,10 @@ def spots(data, found=None) -> list[tuple]:
 
 
 def restructured(data, edits: list[tuple]):
-    data = json.loads(json.dumps(data))
+    return edited_in_place(json.loads(json.dumps(data)), edits)
+
+
+def edited_in_place(data, edits: list[tuple]):
     for kind, place, value, name in edits:
         there = spots(data)
         if not there:
@@ -205,6 +218,77 @@ def test_values_of_the_header_of_a_policys_weights(policy_files, edits, length):
     text = json.dumps(restructured(json.loads(content[8 : 8 + own]), edits)).encode()
     start = struct.pack("<Q", len(text) if length is None else length)
     load(policy_files, model=start + text + content[8 + own :])
+
+
+# ---------------------------------------------------------------------- states of schedulers
+
+OUTCOMES = Counter()
+TENSORS = st.one_of(
+    st.sampled_from([torch.zeros(0), torch.ones(5), torch.full((5,), float("nan")), torch.tensor(1e30)]),
+    st.sampled_from([torch.zeros(3, dtype=torch.int64), torch.zeros(2, 2), torch.zeros(6), torch.tensor(True)]),
+)
+STATE_EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["replace", "replace", "delete", "add", "rename"]),
+        PLACES,
+        st.one_of(VALUES, TENSORS),
+        st.one_of(st.text(max_size=8), st.sampled_from(["optimizer", "_run", "update", "scale", "graph"])),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def trained_a_little(scheduler, updates: int) -> None:
+    model, optimizer = scheduler.model, scheduler.optimizer
+    for _ in range(updates):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 3)).square().mean()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+
+
+def new_scheduler() -> GNSScheduler:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    groups = [{"params": [*layer.parameters()], "lr": rate} for layer, rate in ((model[0], 0.01), (model[2], 0.1))]
+    return GNSScheduler(torch.optim.SGD(groups, momentum=0.9), model, 25, policy=_SMALL_POLICY, record_layers=True)
+
+
+torch.manual_seed(0)
+_SMALL_POLICY = GNSPolicy(
+    PolicyConfig(NetworkConfig(hidden=4, head=4, type_embedding=2), DecisionConfig(num_decisions=5))
+)
+
+
+@pytest.fixture(scope="module")
+def scheduler_states():
+    scheduler, states = new_scheduler(), []
+    for updates in (0, 7, 18):
+        trained_a_little(scheduler, updates)
+        states.append(copy.deepcopy(scheduler.state_dict()))
+    yield states
+    print(f"states of schedulers: {dict(OUTCOMES)}")
+
+
+@fuzz()
+@given(place=PLACES, edits=STATE_EDITS)
+def test_values_of_a_schedulers_state(scheduler_states, place, edits):
+    state = edited_in_place(copy.deepcopy(scheduler_states[place % len(scheduler_states)]), edits)
+    scheduler = new_scheduler()
+    try:
+        scheduler.load_state_dict(state)
+    except GNSError as error:
+        OUTCOMES["refused"] += 1
+        assert len(str(error)) < 2000
+        assert scheduler.last_epoch == 0 and scheduler.graph is None and not scheduler.history
+        return
+    OUTCOMES["accepted"] += 1
+    trained_a_little(scheduler, 6)
+    rates = [float(rate) for rate in scheduler.get_last_lr()]
+    assert all(math.isfinite(rate) and rate > 0.0 for rate in rates)
+    json.dumps(scheduler.run_history().losses())
 
 
 # ---------------------------------------------------------------------- results and checkpoints
@@ -317,6 +401,7 @@ OVERRIDES = st.one_of(
 def hydra_here():
     from hydra import initialize_config_dir
 
+    store_task_defaults()
     root = Path(__file__).resolve().parent.parent
     with initialize_config_dir(str(root / "configs"), version_base=None):
         yield

@@ -372,7 +372,7 @@ def test_a_number_that_scales_data_is_applied_to_it(exponential):
 def test_a_model_that_owns_a_parameter_is_the_root():
     graph = take(Owner(), torch.randn(2, 3))
     assert graph.names == ("(root)", "last")
-    assert graph.types == ("other", "linear")
+    assert graph.types == ("linear", "linear")
     assert graph.parameters == (("weight",), ("last.weight", "last.bias"))
     assert edges(graph) == {("(root)", "last")}
 
@@ -635,7 +635,12 @@ class CustomRMSNorm(nn.Module):
 
 
 LAYERS = {
-    "linear": [(nn.Linear(4, 2), torch.randn(2, 4)), (Conv1D(3, 4), torch.randn(2, 4))],
+    "linear": [
+        (nn.Linear(4, 2), torch.randn(2, 4)),
+        (Conv1D(3, 4), torch.randn(2, 4)),
+        (nn.EmbeddingBag(5, 2), torch.tensor([[1, 2]])),
+        (Owner(), torch.randn(2, 3)),
+    ],
     "conv": [
         (nn.Conv1d(1, 1, 2), torch.randn(2, 1, 4)),
         (nn.Conv2d(1, 1, 2), torch.randn(2, 1, 4, 4)),
@@ -650,17 +655,14 @@ LAYERS = {
         (nn.RMSNorm(4), torch.randn(2, 4)),
         (CustomRMSNorm(), torch.randn(2, 4)),
     ],
-    "embedding": [
-        (nn.Embedding(5, 2), torch.tensor([[1, 2]])),
-        (nn.EmbeddingBag(5, 2), torch.tensor([[1, 2]])),
-    ],
+    "embedding": [(nn.Embedding(5, 2), torch.tensor([[1, 2]]))],
     "recurrent": [
         (nn.RNN(4, 2), torch.randn(3, 1, 4)),
         (nn.GRU(4, 2), torch.randn(3, 1, 4)),
         (nn.LSTM(4, 2), torch.randn(3, 1, 4)),
         (nn.GRUCell(4, 2), torch.randn(3, 4)),
     ],
-    "other": [(nn.PReLU(), torch.randn(2, 4)), (Owner(), torch.randn(2, 3))],
+    "other": [(nn.PReLU(), torch.randn(2, 4))],
 }
 
 

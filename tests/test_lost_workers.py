@@ -120,7 +120,7 @@ def check_a_job_that_kills_its_process_fails_alone(engine, tmp_path, caplog):
     cache, ticks = ResultsCache(tmp_path / "cache"), []
     jobs = checks.jobs_of(checks.Dying(REX, budget=6))
     with caplog.at_level(logging.WARNING):
-        rows = run_jobs(jobs, 2, lambda: ticks.append(1), cache, engine=engine)
+        rows = run_jobs(jobs, 2, lambda *_: ticks.append(1), cache, engine=engine)
     expected = checks.run_here(REX)
     assert checks.without_seconds([rows[i] for i in (0, 2, 3)]) == [expected[i] for i in (0, 2, 3)]
     bad = rows[1]

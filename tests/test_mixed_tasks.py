@@ -19,7 +19,7 @@ from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task, unpad
 from envs.learning_rate_env import Episode
 from gns import DecisionConfig, NetworkConfig
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.policy.network import GNSNetwork, batch_observations
 
 OWN = EnvConfig(optimizers=None, budgets=None, decision=DecisionConfig(num_decisions=5), reward_probability=1.0)

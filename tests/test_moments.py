@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gns import DecisionConfig, DecisionCore, layer_graph
 from gns.features.moments import Moments, group_of_each, optimizer_kind, read_moments
-from gns.features.schemas import SUM_U2
+from gns.features.statistics import SUM_U2
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 KNOWN = {

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,15 +98,79 @@ def test_prodigy_finds_a_rate_whatever_it_is_given(capsys):
     assert runs[0].rates[-1] < 0.02 * max(runs[0].rates)  # its factor follows a cosine
 
 
-@pytest.mark.parametrize("kind", ["schedule-free", "prodigy"])
-def test_training_learns(kind):
-    run = make_controller(kind, {"kind": kind}).train(episode("plain"))
+@pytest.mark.parametrize("optimizer", ["adam", "sgdm"])
+@pytest.mark.parametrize("kind", ["mechanic", "d-adaptation", "momo", "dog"])
+def test_an_optimizer_that_sets_its_rate_ignores_the_one_that_is_given(kind, optimizer):
+    of_kind = make_controller("p", {"kind": kind})
+    low, high = (of_kind.train(episode("plain", optimizer, rate)) for rate in (1e-5, 1.0))
+    assert low.rates == high.rates and low.reward_loss == high.reward_loss
+    assert low.rates[-1] != low.rates[0] or kind == "momo"  # which does not tell its step
+
+
+def test_the_scale_multiplies_what_a_peer_estimates():
+    once, twice = (make_controller("p", {"kind": "momo", "scale": scale}).train(episode("plain")) for scale in (1, 2))
+    assert twice.rates == [2 * rate for rate in once.rates] and once.reward_loss != twice.reward_loss
+
+
+def test_dog_starts_with_a_larger_step_where_there_is_batch_norm_and_averages():
+    plain, normed = (make_controller("d", {"kind": "dog"}).start(episode(kind)) for kind in ("plain", "batch_norm"))
+    assert [s.run.optimizer.param_groups[0]["reps_rel"] for s in (plain, normed)] == [1e-6, 1e-4]
+    while not plain.finished:
+        plain.update()
+    inside = plain.reward_loss()
+    assert inside != plain.run.evaluate_reward_split().loss  # the run goes on with its own weights
+    assert plain.finish().reward_loss == inside
+
+
+@pytest.mark.parametrize(
+    "kind,updates",
+    [
+        ("schedule-free", 60),
+        ("prodigy", 60),
+        ("d-adaptation", 60),
+        ("momo", 60),
+        ("mechanic", 200),  # this and the next begin with a very small step
+        ("dog", 500),
+    ],
+)
+def test_training_learns(kind, updates):
+    run = make_controller(kind, {"kind": kind}).train(replace(episode("plain"), budget=updates))
     fresh = TrainingRun(small_task("plain", batch_size=16), "adam", 0.01, 1).evaluate_reward_split().loss
     assert run.reward_loss < 0.5 * fresh and math.isfinite(run.reward_loss)
 
 
-@pytest.mark.parametrize("kind,name", [("schedule-free", "schedulefree"), ("prodigy", "prodigyopt")])
+@pytest.mark.parametrize(
+    "kind,name",
+    [
+        ("schedule-free", "schedulefree"),
+        ("prodigy", "prodigyopt"),
+        ("mechanic", "mechanic_pytorch"),
+        ("d-adaptation", "dadaptation"),
+        ("momo", "momo"),
+        ("dog", "dog"),
+    ],
+)
 def test_a_package_that_is_not_there_is_named_with_its_extra(kind, name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackageError, match=rf"'{name}'.*\[peers\]"):
         make_controller(kind, {"kind": kind}).start(episode())
+
+
+def test_optuna_tries_rates_on_another_seed_and_trains_at_the_best():
+    session = make_controller("o", {"kind": "optuna", "trials": 4}).start(episode("plain"))
+    low, high = session.run.task.range_of("adam")
+    fresh = TrainingRun(session.run.task, "adam", 0.01, 1)
+    session.before_gradient()
+    assert same_state(session.run.model, fresh.model)  # the run that counts has not begun
+    assert 2 * BUDGET <= session.ledger.search_updates <= 4 * BUDGET and session.ledger.updates == 0
+    assert low <= session.own_state()["initial"] <= high
+    again = make_controller("o", {"kind": "optuna", "trials": 4}).start(episode("plain"))
+    again.before_gradient()
+    assert again.own_state() == session.own_state()
+
+
+def test_optuna_survives_rates_at_which_training_diverges():
+    settings = {"kind": "optuna", "trials": 3, "min_lr": 1e3, "max_lr": 1e6}
+    session = make_controller("o", settings).start(episode("plain", "sgd"))
+    session.before_gradient()
+    assert 1e3 <= session.own_state()["initial"] <= 1e6

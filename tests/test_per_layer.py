@@ -29,7 +29,7 @@ from gns import (
     parameter_groups,
 )
 from gns.deciding.rate_control import RateControl
-from gns.features.schemas import SUM_U2
+from gns.features.statistics import SUM_U2
 from gns.policy.network import GNSNetwork, batch_observations, network_for
 from gns.scheduler.policy_source import BUNDLED, fingerprint
 

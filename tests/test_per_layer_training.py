@@ -9,10 +9,8 @@ from plain_loop import same_state, small_task
 from stable_baselines3 import PPO
 
 from agents.controllers import PolicyController
-from agents.controllers.acting import ActingPolicy
 from agents.runtime.stopping import StoppedError, StopRequest
 from agents.training.choosing import ValidationConfig
-from agents.training.imitation import ImitationConfig
 from agents.training.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
 from agents.training.resuming import CheckpointConfig, Resuming
 from agents.training.schedule_reference import BaselineConfig
@@ -213,14 +211,10 @@ def test_ppo_trains_the_actor_of_layers_and_the_exported_policy_acts_as_the_agen
     env = PadGraph(LearningRateEnv(TASKS, ENV))
     for seed in range(4):
         padded, _ = env.reset(seed=seed)
-        own, instance = policy.act(env.unwrapped.observation), env.unwrapped._instance(env.unwrapped.observation)
+        own = policy.act(env.unwrapped.observation)
         batch = {name: value[None] for name, value in padded.items()}
         action, _ = ppo.predict(batch, deterministic=True)
-        acting = ActingPolicy(policy)
         assert action[0, : len(own)] == pytest.approx(own, abs=1e-6) and not action[0, len(own) :].any()
-        assert acting.predict(batch)[0] == pytest.approx(action, abs=1e-6)
-        assert acting.predict(padded)[0] == pytest.approx(action[0], abs=1e-6)
-        assert acting.predict(instance)[0] == pytest.approx(own, abs=1e-6)
 
 
 def test_the_agent_survives_sb3s_own_save_and_load(ppo, tmp_path):
@@ -289,8 +283,3 @@ def test_a_training_is_the_same_with_workers_and_when_it_is_interrupted(tmp_path
     while not session.finished:
         session.update()
     assert len({group["lr"] for group in session.run.optimizer.param_groups}) == 4
-
-
-def test_imitation_is_refused():
-    with pytest.raises(InvalidSettingError, match=r"env\.decision\.mode 'per-layer'; expected profile or recursive"):
-        replace(TRAINING, imitation=ImitationConfig(schedule="cosine"))

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gns.policy.artefact
+import gns.policy.finding
 from gns import GNSPolicy, NetworkConfig, PolicyConfig, PolicyFormatError
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json
+from gns.scheduler import policy_source
 from gns.scheduler.policy_source import frozen_policy
+from gns.tools.inspect_policy import inspect_policy
 
 MIB = 2**20
 
@@ -230,7 +232,7 @@ def test_a_file_that_cannot_be_read_is_named(folder, monkeypatch):
     def fail(*arguments, **settings):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr("gns.policy.files.os.open", fail)
     assert "config.json cannot be read" in refused(folder)
 
 
@@ -238,6 +240,34 @@ def test_a_file_that_cannot_be_read_is_named(folder, monkeypatch):
 def test_a_name_that_no_file_can_have_is_refused(name):
     with pytest.raises(PolicyFormatError):
         frozen_policy(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("target", ["/proc/self/mem", "../secret"])  # the former is regular, of size 0
+def test_a_link_out_of_the_folder_is_refused_unread_by_loading_and_inspecting(folder, name, target):
+    (folder / name).rename(folder.parent / "secret")
+    (folder / name).symlink_to(target)
+    assert f"{name} is a link out of its folder" in refused(folder)
+    report, problem = inspect_policy(str(folder))
+    assert "is a link out of its folder" in str(problem)
+    assert [file["kind"] for file in report["files"] if file["name"] == name] == ["link"]
+
+
+def test_links_within_the_folder_and_folders_behind_links_are_followed(folder, tmp_path):
+    (folder / "config.json").rename(folder / "own.json")
+    (folder / "config.json").symlink_to("own.json")
+    (tmp_path / "best").symlink_to(folder)
+    assert inspect_policy(str(tmp_path / "best"))[1] is None
+
+
+def test_a_snapshot_in_the_cache_of_the_hubs_client_is_a_folder_too(folder, tmp_path):
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "0123"
+    (tmp_path / "models--user--name" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(tmp_path / "models--user--name" / "blobs" / name[:5])
+        (snapshot / name).symlink_to(f"../../blobs/{name[:5]}")
+    assert inspect_policy(str(snapshot))[1] is None
 
 
 # ---------------------------------------------------------------------- the Hub
@@ -249,8 +279,8 @@ class Hub:
     def __init__(self, folder: Path, sizes: dict[str, int], monkeypatch) -> None:
         self.folder, self.sizes, self.asked, self.fetched = folder, sizes, [], []
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(gns.policy.artefact, "get_hf_file_metadata", self.metadata)
-        monkeypatch.setattr(gns.policy.artefact, "hf_hub_download", self.download)
+        monkeypatch.setattr(gns.policy.finding, "get_hf_file_metadata", self.metadata)
+        monkeypatch.setattr(gns.policy.finding, "hf_hub_download", self.download)
 
     def metadata(self, url, token=None):
         self.asked.append((url, token))
@@ -290,3 +320,70 @@ def test_where_the_size_is_not_known_the_download_says_what_is_wrong(folder, mon
     assert len(hub.fetched) == 2
     GNSPolicy.from_pretrained("somebody/policy", local_files_only=True)
     assert len(hub.asked) == 2
+
+
+@pytest.mark.parametrize(("name", "size"), [("config.json", MAX_CONFIG_BYTES + 1), ("model.safetensors", 2**40)])
+def test_inspecting_fetches_as_loading_does(folder, monkeypatch, name, size):
+    hub = Hub(folder, {"config.json": 500, "model.safetensors": 5000, "README.md": 2**30}, monkeypatch)
+    report, problem = inspect_policy("somebody/policy", "v1")
+    assert "README.md of 'somebody/policy' has 1,073,741,824 bytes" in str(problem)  # not even the card
+    hub.sizes["README.md"] = 300
+    report, problem = inspect_policy("somebody/policy", "v1")
+    assert problem is None and [file["name"] for file in report["files"]] == [
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    ]
+    hub.fetched.clear()
+    hub.sizes[name] = size
+    report, problem = inspect_policy("somebody/policy", "v1")
+    assert f"{name} of 'somebody/policy' has {size:,} bytes" in str(problem) and "files" not in report
+    assert name not in [asked for _, asked, _ in hub.fetched]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "outputs/nope",
+        "results/nope",
+        "nope",
+        "./nope",
+        "/nope/policy",
+        "~/policy",
+        "a/b/c",
+        "a b/c",
+        "../a",
+        "user/..",
+        "user/",
+        Path("somebody/policy"),
+    ],
+)
+def test_what_does_not_look_like_a_hub_id_or_stands_in_a_folder_here_is_never_fetched(
+    folder, tmp_path, monkeypatch, source
+):
+    hub = Hub(folder, {}, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(
+        PolicyFormatError, match=r"No policy at .*train_agent\.py name=NAME writes .*outputs/NAME/policy"
+    ):
+        GNSPolicy.from_pretrained(source)
+    if isinstance(source, str):
+        assert "No policy at" in str(inspect_policy(source)[1])
+    assert hub.asked == hub.fetched == []
+
+
+def test_that_the_hub_is_asked_is_said_first(folder, monkeypatch, caplog):
+    hub = Hub(folder, {}, monkeypatch)
+    monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("fetched before it was said"))
+    monkeypatch.setattr(gns.policy.finding, "hf_hub_download", lambda **_: caplog.text and 1 / 0)
+    with pytest.raises(PolicyFormatError, match="ZeroDivisionError"):
+        GNSPolicy.from_pretrained("somebody/policy", revision="v1")
+    assert "Hub for policy somebody/policy, revision v1" in caplog.text
+
+
+def test_the_bundled_policy_is_told_of_once_a_process(caplog):
+    policy_source._tell_of_bundled.cache_clear()
+    for _ in range(3):
+        frozen_policy(None)
+    assert caplog.text.count("The bundled policy decides") == 1

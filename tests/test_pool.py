@@ -21,11 +21,13 @@ from agents.training.schedule_reference import BaselineConfig
 from envs import EnvConfig, Task, get_task
 from envs.batched.composite import Group, forward_operations, make_vector, pays
 from envs.batched.runs import BatchedRuns
-from envs.tasks import glue, images, pool_data
+from envs.pool import PoolConfig, draw_pool
+from envs.pool import data as pool_data
+from envs.pool.data import VOCABULARY, DataSpec, Images, Mixture, Teacher, load
+from envs.pool.draw import SOURCES, _with_settings
+from envs.pool.models import NetworkSpec, Pretraining, fine_tuned
+from envs.tasks import glue, images
 from envs.tasks.hub import DATA_ROOT, DataNotFoundError
-from envs.tasks.pool import SOURCES, PoolConfig, _with_settings, draw_pool
-from envs.tasks.pool_data import VOCABULARY, DataSpec, Images, Mixture, Teacher, load
-from envs.tasks.pool_models import NetworkSpec, Pretraining, fine_tuned
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns import DecisionConfig, GNSPolicy, NetworkConfig
 from gns.errors import InvalidSettingError, UnknownNameError
@@ -94,7 +96,7 @@ def test_a_larger_pool_begins_with_a_smaller_one_and_seeds_differ(pool):
 
 FINGERPRINTS = """
 import hashlib, torch
-from envs.tasks.pool import PoolConfig, draw_pool
+from envs.pool import PoolConfig, draw_pool
 torch.set_num_threads({threads})
 torch.manual_seed({seed})
 print(*({fingerprint})(draw_pool(PoolConfig(**{settings}))))

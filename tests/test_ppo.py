@@ -112,3 +112,11 @@ def test_a_training_with_a_fixed_interval_takes_about_the_episodes_that_it_was_t
     )
     training = train([get_task("digits_mlp")], config).config.training
     assert training["episodes"] == pytest.approx(48, rel=0.25)  # the longest take 20 decisions, the mean 7
+
+
+@pytest.mark.parametrize("episodes, steps", [(4, 2), (8, 5), (16, 10)])
+def test_a_rollout_may_be_shorter_or_longer_than_an_episode(episodes, steps):
+    config = PPOConfig(num_envs=8, episodes_per_rollout=episodes, batch_size=20, network=NetworkConfig(hidden=16))
+    venv = make_vec_env([get_task("digits_mlp")], ENV, 8, 0, seed=0)
+    assert make_ppo(venv, config, 5, seed=0).n_steps == steps  # episodes of 5 decisions in 8 environments
+    venv.close()

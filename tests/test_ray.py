@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from test_lost_workers import REX, check_a_job_lost_once_is_run_again, check_a_job_that_kills_its_process_fails_alone
 
 from agents.evaluation.sweep import run_jobs
-from envs import blocks
+from envs import restarting
 from envs.batched.composite import make_vector
 from envs.engine import RAY, EngineConfig
 from envs.ray_workers import RayVecEnv
@@ -63,7 +63,7 @@ def test_collected_runs_are_those_of_one_process():
 
 
 def test_resources_are_asked_for_and_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(blocks, "START", 1.0)
+    monkeypatch.setattr(restarting, "START", 1.0)
     with pytest.raises(WorkerError, match=r"Worker 0 .*waits for resources"):
         checks.walks(RayVecEnv, timeout=1.0, resources={"resources": {"rare": 1}})
 

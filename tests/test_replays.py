@@ -87,7 +87,9 @@ def evaluated(tmp_path_factory):
 def test_replays_stand_beside_the_policies_they_are_of(evaluated):
     controllers, task, config, cache, evaluation = evaluated
     calls = []
-    whole = with_replays(evaluation, controllers, [task], config, lambda *call: calls.append(call), cache)
+    whole = with_replays(
+        evaluation, controllers, [task], config, lambda work: calls.append((work.done, work.total)), cache
+    )
     names = [control_name("mine", control) for control in (REPLAY, MEAN_PATH)]
     counts = whole.runs.groupby("controller").size()
     assert dict(counts) == {"mine": 6, **dict.fromkeys(names, 6)} and calls[-1] == (12, 12)

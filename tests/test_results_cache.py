@@ -53,8 +53,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
     needed = len(trained)
     trained.clear()
 
-    def interrupt(done, total):
-        if done == after:
+    def interrupt(work):
+        if work.done == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
         SCHEDULES,
         [get_task("digits_mlp")],
         CONFIG,
-        lambda *counts: calls.append(counts),
+        lambda work: calls.append((work.done, work.total)),
         cache=ResultsCache(tmp_path / "cache"),
     )
     assert len(trained) == needed
@@ -82,7 +82,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, trained, after)
 def test_worker_processes_give_their_results_to_the_cache_too(tmp_path):
     jobs = [Job(SCHEDULES[0], episode(seed=seed)) for seed in (0, 1, 2)]
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt), ResultsCache(tmp_path / "cache"))
+        run_jobs(jobs, 1, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), ResultsCache(tmp_path / "cache"))
     kept = ResultsCache(tmp_path / "cache")
     assert len(kept) == 1
     rows, here = run_jobs(jobs, 1, cache=kept), run_jobs(jobs, 0)
@@ -95,7 +95,7 @@ def test_a_row_carries_the_present_name_and_one_run_serves_several_names(tmp_pat
     cache = ResultsCache(tmp_path / "cache")
     ticks = []
     names = [ScheduleController(name, "rex") for name in ("a", "b")]
-    rows = run_jobs([Job(item, episode()) for item in names], 0, lambda: ticks.append(1), cache)
+    rows = run_jobs([Job(item, episode()) for item in names], 0, lambda *_: ticks.append(1), cache)
     assert [row["controller"] for row in rows] == ["a", "b"] and len(trained) == 1 and len(ticks) == 2
     later = run_jobs([Job(ScheduleController("c", "rex"), episode())], 0, cache=ResultsCache(tmp_path / "cache"))
     assert later[0] == {**rows[0], "controller": "c"} and len(trained) == 1

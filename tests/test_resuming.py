@@ -1,5 +1,6 @@
 """A training that was interrupted, however often and however hard, ends with the policy it would have ended with."""
 
+import json
 import os
 import random
 import signal
@@ -56,6 +57,31 @@ def uninterrupted(tmp_path_factory) -> bytes:
     return weights(folder)
 
 
+def tuned(folder: Path) -> list[str]:
+    """Keys of the runs of schedules that are kept."""
+    path = folder / "outputs" / "x" / "tuning.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["key"] for line in lines if line.endswith("\n")]
+
+
+def test_ctrl_c_while_schedules_are_tuned_ends_in_one_line_and_goes_on(tmp_path):
+    overrides = ["workers=2", "baseline.controllers=[rex]", "baseline.rates=6", "baseline.seeds=20"]
+    kept: list[str] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = command(tmp_path, *overrides)
+        while len(tuned(tmp_path)) <= len(kept):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        os.killpg(process.pid, number)  # as a terminal does
+        shown = process.communicate()[0].splitlines()  # ends when all workers have
+        assert process.returncode == 128 + number, shown
+        assert shown[-1] == f"Stopped; the same command goes on from here (exit code {128 + number})."
+        assert not any(word in "\n".join(shown) for word in ("Traceback", "leaked", "Warning"))
+        now = tuned(tmp_path)
+        assert len(set(now)) == len(now) > len(kept)  # none was trained twice
+        kept = now
+
+
 def command(
     folder: Path, *overrides: str, script: str = "train_agent.py", settings: Sequence[str] = TRAINING
 ) -> subprocess.Popen:
@@ -67,6 +93,7 @@ def command(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 

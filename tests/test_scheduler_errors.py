@@ -8,7 +8,7 @@ import torch
 from scheduler_loop import T, lively_policy, make_scheduler, network, two_groups
 
 from gns import GNSPolicy, GNSScheduler, InvalidSettingError, PolicyFormatError
-from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE
+from gns.policy.finding import CONFIG_FILE, WEIGHTS_FILE
 from gns.scheduler import policy_source as scheduler_policy
 
 

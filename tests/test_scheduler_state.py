@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from gns import InvalidSettingError
+from gns.errors import LayerGraphError, StateError
 
 SPLITS = sorted(random.Random(5).sample(range(T + 1), 20))
 OPTIMIZERS = {
@@ -400,3 +401,109 @@ def test_parameters_that_join_later_are_refused_with_what_to_do():
     run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     with pytest.raises(InvalidSettingError, match="make a new scheduler"):
         run.train(1, 2)
+
+
+# ---------------------------------------------------------------------- damage
+
+
+def damaged(state: dict, path: str, value) -> dict:
+    """A copy of a state in which one entry is another, or missing."""
+    state = copy.deepcopy(state)
+    *above, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = state
+    for part in above:
+        place = place[part]
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = value
+    return state
+
+
+MISSING = object()
+DAMAGE = [
+    ("budget", -5),
+    ("budget", 10**15),
+    ("budget", True),
+    ("last_epoch", 10**6),
+    ("last_epoch", 1.5),
+    ("_step_count", None),
+    ("_pending", 1),
+    ("rollbacks", MISSING),
+    ("base_lrs", 3),
+    ("base_lrs", [0.0, -1.0]),
+    ("base_lrs.0", float("nan")),
+    ("base_lrs.0", torch.ones(3)),
+    ("_last_lr", [0.1]),
+    ("_last_lr.0", "fast"),
+    ("decision", []),
+    ("decision.mode", "recursive"),
+    ("decision.max_lr", float("inf")),
+    ("decision.num_decisions", 3),
+    ("graph", 7),
+    ("graph.edges", [[0], [99]]),
+    ("graph.types.0", "nothing"),
+    ("graph.depths.0", float("nan")),
+    ("graph.tensor_sizes", []),
+    ("core", {}),
+    ("core.memory.scale", 0.0),
+    ("core.memory.scale", float("nan")),
+    ("core.memory.update", 10**6),
+    ("core.memory.update", "3"),
+    ("core.memory.interval_updates", 10**6),
+    ("core.memory.extra", 1),
+    ("core.memory.rolled_back", 2),
+    ("core.memory.layer_actions", [0.5]),
+    ("core.initial_lrs", [0.1]),
+    ("core.initial_lrs.0", float("inf")),
+    ("core.losses", torch.zeros(1)),
+    ("core.losses", None),
+    ("core.losses", torch.zeros(2, dtype=torch.int64)),
+    ("core.measured", torch.zeros(3)),
+    ("history", {}),
+    ("history.0.update", 10**6),
+    ("history.0.learning_rate", float("inf")),
+    ("history.0.features", None),
+    ("history.0.more", 1),
+    ("layers", [[99, torch.zeros(2, 2)]]),
+]
+
+
+@pytest.fixture(scope="module")
+def under_way():
+    run = Run()
+    run.train(0, 7)
+    return run.scheduler.state_dict()
+
+
+@pytest.mark.parametrize(("path", "value"), DAMAGE, ids=[path for path, _ in DAMAGE])
+def test_a_damaged_state_is_refused_by_name_and_changes_nothing(under_way, path, value):
+    run = Run()
+    run.train(0, 3)
+    before = copy.deepcopy(run.scheduler.state_dict())
+    with pytest.raises(StateError, match="state dict is damaged"):
+        run.scheduler.load_state_dict(damaged(under_way, path, value))
+    after = run.scheduler.state_dict()
+    assert after["history"] == before["history"] and after["core"]["memory"] == before["core"]["memory"]
+    run.train(3, T)
+
+
+@pytest.mark.parametrize("state", [None, 3, [], "text"])
+def test_what_is_no_mapping_is_refused_by_name(state):
+    with pytest.raises(StateError, match="expected what GNSScheduler"):
+        Run().scheduler.load_state_dict(state)
+
+
+def test_entries_that_are_no_part_of_a_state_are_not_taken_over(under_way):
+    run = Run()
+    run.scheduler.load_state_dict(under_way | {"optimizer": None, "_losses": None, "_run": 3})
+    run.train(7, T)
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing(under_way):
+    model = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.01)
+    scheduler = make_scheduler(optimizer, model)
+    with pytest.raises(LayerGraphError, match="parameters that this model lacks"):
+        scheduler.load_state_dict(under_way)
+    assert scheduler.last_epoch == 0 and scheduler.graph is None

@@ -198,3 +198,30 @@ def test_a_reference_that_leads_nowhere_ends_with_the_message(monkeypatch, tmp_p
     monkeypatch.setattr("sys.argv", ["train_agent", "name=${nope}", "hydra.run.dir=."])
     with pytest.raises(SystemExit, match=r"InvalidSettingError: .*'nope' not found"):
         launch("train_agent", plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"names": "adam"}, "names is 'adam'; expected a list, as in names=[adam]."),
+        ({"pair": 7}, "pair is 7; expected a list of 2, as in pair=[7,...]."),
+        ({"pair": [1, 2, 3]}, "expected a list of 2, as in pair=[...,...]."),
+        ({"priors": {"adam": 0.1}}, "priors.adam is 0.1; expected a list of 2, as in priors.adam=[0.1,...]."),
+        ({"priors": 3}, "priors is 3; expected settings by name, as in 'priors={name: value}'."),
+        ({"inner": {"count": 1.5}}, "inner.count is 1.5; expected a whole number."),
+        ({"flag": "yes"}, "flag is 'yes'; expected true or false."),
+    ],
+)
+def test_a_value_of_another_kind_is_told_how_it_is_written(settings, words):
+    with pytest.raises(InvalidSettingError) as told:
+        build(Outer, settings)
+    assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "argument", ["episodes=${oc.create:{a:1}}", "hydra.run.dir=${oc.create:{a:1}}", "a b", "=", "name=a b}"]
+)
+def test_what_is_no_override_is_refused_in_our_words(argument):
+    with pytest.raises(InvalidSettingError, match=r"is no setting; expected KEY=VALUE"):
+        check_choices([argument])
+    check_choices(["--multirun", "--help", "name='a b'"])

@@ -28,7 +28,9 @@ from gns import (
     layer_graph,
 )
 from gns.features.held_out import ValidationStatistics, validation_statistics
-from gns.features.schemas import SCHEMAS, RunStatistics, _output_layer, compute_features
+from gns.features.schemas import SCHEMAS, compute_features
+from gns.features.srls import output_layer
+from gns.features.statistics import RunStatistics
 from gns.policy.network import GNSNetwork, batch_observations
 
 GLOBALS = SCHEMAS["srls"].globals
@@ -177,7 +179,7 @@ class TwoOutputs(nn.Module):
 def test_the_output_layer_is_the_last_that_nothing_follows_and_its_bias_is_left_out():
     model = TwoOutputs()
     graph = layer_graph(model, model(torch.ones(2, 3)))
-    assert sorted(graph.edges.T.tolist()) == [[0, 1], [0, 2]] and _output_layer(graph) == 2
+    assert sorted(graph.edges.T.tolist()) == [[0, 1], [0, 2]] and output_layer(graph) == 2
 
     core = small_core()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gns import DecisionConfig, DecisionCore, layer_graph
-from gns.features.schemas import NUM_SUMS, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_U2, SUM_V, SUM_W, SUM_W2
+from gns.features.statistics import NUM_SUMS, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_U2, SUM_V, SUM_W, SUM_W2
 from gns.features.sums import PIECEWISE_FROM, Sums, foreach_sums, piecewise_sums, read_sums
 
 OPTIMIZERS = {

@@ -5,6 +5,7 @@ import json
 
 import pandas as pd
 import pytest
+import wandb
 from test_commands import SMALL
 from wandb_files import run_of
 
@@ -12,8 +13,9 @@ import train_agent
 from agents.runtime.stopping import StoppedError, StopRequest
 from agents.trackers import Tracker, TrackerConfig, WandbConfig, make_tracker
 from agents.trackers.csv_files import ProgressFile
-from gns import GNSPolicy
-from gns.errors import MissingPackageError, UnknownNameError
+from agents.trackers.weights_and_biases import artifact_name
+from gns import GNSPolicy, NetworkConfig, PolicyConfig
+from gns.errors import InvalidSettingError, MissingPackageError, PolicyFormatError, UnknownNameError
 
 TRAINING = [*SMALL, "workers=0", "task=[digits_mlp]", "baseline.controllers=[]", "env.budgets=[20,30]"]
 
@@ -60,7 +62,7 @@ def test_a_training_leaves_an_offline_run_with_config_history_tables_and_the_pol
 
 def test_trackers_change_nothing_of_the_policy(here, compose):
     def weights(*overrides: str) -> bytes:
-        return (trained(compose, *overrides) / "model.safetensors").read_bytes()
+        return (trained(compose, "overwrite=true", *overrides) / "model.safetensors").read_bytes()
 
     assert weights("tracker=none") == weights("tracker=[tensorboard,csv,wandb]")
 
@@ -147,3 +149,86 @@ def test_disabled_writes_nothing(here, compose, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trained(compose, "tracker=wandb")
     assert run_of(here / "outputs" / "x")["history"] == []
+
+
+# ---------------------------------------------------------------------- W&B: what is kept, and under which name
+
+
+@pytest.fixture
+def offline(here):
+    """A run of Weights & Biases in a folder of its own."""
+    tracker = make_tracker(TrackerConfig(wandb=WandbConfig(tags=("a",))), here, "n", "train", {})
+    yield tracker
+    tracker.close()
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    GNSPolicy(PolicyConfig(network=NetworkConfig(hidden=4, head=4, type_embedding=2))).save_pretrained(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def kept(offline, here) -> dict[str, set[str]]:
+    offline.close()
+    artifacts = run_of(here)["artifacts"]
+    return {name: {entry.path for entry in about.manifest.contents} for name, about in artifacts.items()}
+
+
+@pytest.mark.parametrize("card", ["file", "link", "none"])
+def test_of_a_policys_folder_its_own_files_alone_are_kept(offline, here, policy_folder, card):
+    (here / "secret").write_text("token")
+    (policy_folder / "notes.txt").symlink_to(here / "secret")
+    (policy_folder / "stray.bin").write_bytes(b"x" * 1000)
+    if card != "file":
+        (policy_folder / "README.md").unlink()
+    if card == "link":
+        (policy_folder / "README.md").symlink_to(here / "secret")
+    offline.policy("x", policy_folder, {})
+    offline.use_policy("x", policy_folder, {})
+    own = {"config.json", "model.safetensors", "README.md"} if card == "file" else {"config.json", "model.safetensors"}
+    assert kept(offline, here) == {"policy-x": own}
+
+
+def test_weights_that_are_a_link_out_of_the_folder_are_not_kept(offline, here, policy_folder):
+    (policy_folder / "model.safetensors").rename(here / "elsewhere")
+    (policy_folder / "model.safetensors").symlink_to(here / "elsewhere")
+    with pytest.raises(PolicyFormatError, match="link out of its folder"):
+        offline.policy("x", policy_folder, {})
+
+
+def test_names_of_artifacts_are_what_wandb_takes_and_stay_apart(offline, here, policy_folder):
+    names = ["x", "a b", "x" * 121, "x" * 122, "x" * 122 + "y", "größe", "grösse", "\N{SNOWMAN}", "\udcff", "a/b"]
+    safe = [artifact_name(name) for name in names]
+    assert len(set(safe)) == len(names) and safe[:3] == ["policy-x", "policy-a_b", "policy-" + "x" * 121]
+    for name in names:
+        offline.policy(name, policy_folder, {})
+    assert set(kept(offline, here)) == set(safe)
+
+
+def test_a_run_that_was_gone_on_with_is_synchronised_from_all_its_folders(here):
+    lines = []
+    for _ in range(2):
+        tracker = make_tracker(TrackerConfig(wandb=WandbConfig()), here, "n", "train", {})
+        lines = tracker.where()
+        tracker.close()
+        for folder in (here / "wandb").glob("offline-run-2*"):  # as if it had begun a second earlier
+            if not folder.name.startswith("offline-run-1999"):
+                folder.rename(folder.with_name("offline-run-1999" + folder.name.removeprefix("offline-run-")[4:]))
+    first = next((here / "wandb").glob("offline-run-1999*"))
+    assert lines[0].startswith("W&B: wandb sync ") and str(first) in lines[0]
+
+
+def test_a_server_out_of_reach_is_told_at_once(here, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("asked for minutes"))
+    wandb.teardown()
+    with pytest.raises(InvalidSettingError, match=r"server http://127\.0\.0\.1:9 cannot be reached.*mode=offline"):
+        make_tracker(TrackerConfig(wandb=WandbConfig(mode="online")), here, "n", "train", {})
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("changes", [{"tags": ("x" * 65,)}, {"tags": ("",)}, {"project": "a/b"}])
+def test_what_wandb_does_not_take_is_refused_by_name(here, changes):
+    with pytest.raises(InvalidSettingError, match="W&B does not take it"):
+        make_tracker(TrackerConfig(wandb=WandbConfig(**changes)), here, "n", "train", {})

@@ -16,10 +16,10 @@ from agents.training.train import TrainConfig, train
 from agents.training.watch import Progress
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from envs.batched.composite import make_vector
-from envs.learning_rate_env import Curriculum
+from envs.env_config import Curriculum
 from gns import DecisionConfig, NetworkConfig
 from gns.errors import InvalidSettingError
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 ENV = EnvConfig(
     optimizers=("adam",),

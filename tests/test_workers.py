@@ -38,7 +38,7 @@ def in_workers(made_by: list[Callable[[], gym.Env]], workers: int, **settings) -
     """As many environments in each process as in any other, or one more."""
     places = [part.tolist() for part in np.array_split(np.arange(len(made_by)), min(workers, len(made_by)))]
     return WorkersVecEnv(
-        [partial(DummyVecEnv, [made_by[i] for i in block]) for block in places], places, EngineConfig(**settings)
+        [partial(DummyVecEnv, [made_by[i] for i in portion]) for portion in places], places, EngineConfig(**settings)
     )
 
 

@@ -34,7 +34,6 @@ from envs.episode import Episode
 from envs.episode import new_run as new_run  # what a controller's session begins with
 from envs.tasks import Task
 from envs.training_run import TrainingRun
-from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError
 
 LOWEST_RATE, HIGHEST_RATE = 1e-8, 10.0  # bounds of adaptive methods unless they say otherwise
@@ -246,17 +245,6 @@ class Controller(ABC):
             if checkpoints is not None and checkpoints.due:
                 checkpoints.write(session.state_dict, session.ledger.updates)
         return session.finish()
-
-    def acting(self, decision: DecisionConfig) -> Any:
-        """Return the method in an agent's place, with the ``predict`` of Stable-Baselines3's policies.
-
-        :param decision: how the environment it is to act in turns actions into rates
-        :raises InvalidSettingError: if the method does not decide once an interval, or cannot read that environment
-        """
-        raise InvalidSettingError(
-            f"Controller {self.name} (kind {self.kind}) sets its rate at every update, not at decisions; expected a "
-            "schedule, a plateau or a policy to act in an environment. Run it with train()."
-        )
 
     def identity(self) -> dict[str, Any]:
         """Return what decides its results, as plain values: the kind and every setting, not the name."""

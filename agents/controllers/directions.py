@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten  # joins in one call; of a single tensor it is a view
 
+from gns.features.update_rules import adam_update, sgd_update
+
 _STRETCH = 2**16
 
 
@@ -44,17 +46,13 @@ def last_direction(group: dict[str, Any], weight: Tensor, state: Mapping[str, An
     """
     decay, rate = group["weight_decay"], group["lr"]
     if "betas" in group:
-        beta1, beta2 = group["betas"]
-        steps = float(state["step"])
-        second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        mean = state["exp_avg"] / (1.0 - beta1**steps)
-        direction = mean / ((second / (1.0 - beta2**steps)).sqrt() + group["eps"])
+        second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        direction = adam_update(group, [state["exp_avg"].clone()], [second.clone()], float(state["step"]))[0]
         return _decayed(direction, weight, rate, decay) if group.get("decoupled_weight_decay") else direction
-    velocity = state.get("momentum_buffer")
-    if group["momentum"] and not group["nesterov"]:
-        return velocity  # type: ignore[return-value]
-    direction = gradient + group["momentum"] * velocity if group["nesterov"] else gradient
-    return _decayed(direction, weight, rate, decay) if decay else direction
+    if not group["momentum"]:
+        return _decayed(gradient, weight, rate, decay) if decay else gradient
+    direction = sgd_update(group, [gradient], [state["momentum_buffer"]])[0]
+    return _decayed(direction, weight, rate, decay) if decay and group["nesterov"] else direction
 
 
 def _decayed(direction: Tensor, weights: Tensor, rate: float, decay: float) -> Tensor:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from agents.controllers.acting import Acting, View
 from agents.controllers.base import LOWEST_RATE, Controller, Session, new_run, require_share
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
-from gns.deciding.config import DecisionConfig
-from gns.errors import require_positive
-from gns.schedules.plateau import Plateau
+from gns.errors import InvalidSettingError, require_positive
 
 
 @dataclass(frozen=True)
@@ -44,43 +45,39 @@ class PlateauController(Controller):
     min_lr: float = LOWEST_RATE
 
     def __post_init__(self) -> None:
-        require_positive("every", self.every)
-        require_share("every", self.every)
+        for name in ("every", "factor"):
+            require_positive(name, getattr(self, name))
+            require_share(name, getattr(self, name))
         require_positive("min_lr", self.min_lr)
-        self.plateau()
-
-    def plateau(self) -> Plateau:
-        """Return the state machine before the first loss."""
-        return Plateau(self.factor, self.patience, self.threshold, cooldown=self.cooldown)
+        for name in ("patience", "cooldown"):
+            if getattr(self, name) < 0:
+                raise InvalidSettingError(f"{name} is {getattr(self, name)!r}; expected a whole number, 0 or above.")
+        if not 0.0 <= self.threshold < math.inf:
+            raise InvalidSettingError(f"threshold is {self.threshold!r}; expected a share, 0 or more, finite.")
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
         return _PlateauSession(new_run(episode), episode, self)
-
-    def acting(self, decision: DecisionConfig) -> Acting:
-        """Return the same rule as an agent: it looks at the training loss of each interval, a look a decision."""
-        return Acting(decision, self._target)
-
-    def _target(self, view: View, memory: dict[str, Any]) -> float:
-        plateau = self.plateau()
-        if "plateau" in memory:
-            plateau.load_state_dict(memory["plateau"])
-        if view.loss is not None:
-            plateau.step(view.loss)
-        memory["plateau"] = plateau.state_dict()
-        return max(view.initial * plateau.multiplier, self.min_lr)
 
 
 class _PlateauSession(Session):
     def __init__(self, run: TrainingRun, episode: Episode, controller: PlateauController) -> None:
         super().__init__(run, episode.budget)
         self._initial, self._lowest = episode.learning_rate, controller.min_lr
-        self._plateau = controller.plateau()
+        # An optimizer of nothing whose rate, from 1, is the multiplier: the groups' own rates round at every cut.
+        self._multiplier = SGD([nn.Parameter(torch.empty(0))], lr=1.0)
+        self._plateau = ReduceLROnPlateau(
+            self._multiplier,
+            factor=controller.factor,
+            patience=controller.patience,
+            threshold=controller.threshold,
+            cooldown=controller.cooldown,
+        )
         self._every = max(1, round(controller.every * episode.budget))
 
     def before_update(self) -> None:
         """Write the rate."""
-        self.rates.append(max(self._initial * self._plateau.multiplier, self._lowest))
+        self.rates.append(max(self._initial * self._multiplier.param_groups[0]["lr"], self._lowest))
         self.set_rate(self.rates[-1])
 
     def after_update(self, loss: Tensor) -> None:
@@ -90,9 +87,10 @@ class _PlateauSession(Session):
             self._plateau.step(self.reward_loss())
 
     def own_state(self) -> dict[str, Any]:
-        """The plateau's state."""
-        return self._plateau.state_dict()
+        """The plateau's state, and the multiplier."""
+        return {"plateau": self._plateau.state_dict(), "multiplier": self._multiplier.param_groups[0]["lr"]}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
-        self._plateau.load_state_dict(dict(state))
+        """Put them back."""
+        self._plateau.load_state_dict(dict(state["plateau"]))
+        self._multiplier.param_groups[0]["lr"] = state["multiplier"]

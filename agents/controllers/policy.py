@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from agents.controllers.acting import ActingPolicy
 from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import Position, TrainingRun
-from gns.deciding.decision import DecisionConfig, DecisionCore, Observation
+from gns.deciding.decision import DecisionCore, Observation
 from gns.deciding.guard import GuardConfig, Judgement, Watch
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import InvalidSettingError
@@ -82,18 +81,6 @@ class PolicyController(Controller):
         :raises InvalidSettingError: on a smaller one
         """
         self.network.config.decision.interval(budget)
-
-    def acting(self, decision: DecisionConfig) -> ActingPolicy:
-        """Return the policy as an agent.
-
-        :raises InvalidSettingError: if the environment turns actions into rates in another way than the policy's own
-        """
-        if decision != self.network.config.decision:
-            raise InvalidSettingError(
-                f"The environment's decisions are {decision}; expected the policy's own, "
-                f"{self.network.config.decision}. Make the environment with EnvConfig(decision=policy.config.decision)."
-            )
-        return ActingPolicy(self.network)
 
     def identity(self) -> dict[str, Any]:
         """Return the kind, the guard and a digest of the policy's settings and weights, not its path."""

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from agents.controllers.acting import Acting
 from agents.controllers.base import Controller, Session, new_run
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
-from gns.deciding.config import DecisionConfig
 from gns.schedules.profiles import onecycle_momentum
 from gns.schedules.schedule import Schedule
 
@@ -53,11 +51,6 @@ class ScheduleController(Controller):
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
         return _ScheduleSession(new_run(episode), episode, self.schedule(), self.cycle_momentum)
-
-    def acting(self, decision: DecisionConfig) -> Acting:
-        """Return the schedule as an agent; momentum stays as it is there."""
-        schedule = self.schedule()
-        return Acting(decision, lambda view, memory: view.initial * schedule(view.progress))
 
 
 class _ScheduleSession(Session):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, cast
 
-import torch
-
-from agents.controllers.base import Controller, Session, TrainedRun, new_run, require_share
-from agents.controllers.peers import package
+from agents.controllers.base import Controller, new_run, require_share
+from agents.controllers.peers import AveragingSession, package
 from envs.learning_rate_env import Episode
 from envs.training_run import TrainingRun
 from gns.errors import UnknownNameError
@@ -74,12 +71,13 @@ class DefaultScheduleFreeController(ScheduleFreeController):
         return session
 
 
-class _ScheduleFreeSession(Session):
+class _ScheduleFreeSession(AveragingSession):
     def __init__(self, run: TrainingRun, budget: int, warmup: int, batches: int) -> None:
         super().__init__(run, budget)
         self._optimizer = cast(Any, run.optimizer)  # has train() and eval() beside PyTorch's interface
         self._optimizer.train()
-        self._initial, self._warmup, self._batches = float(run.optimizer.param_groups[0]["lr"]), warmup, batches
+        self._initial, self._warmup = float(run.optimizer.param_groups[0]["lr"]), warmup
+        self.batch_norm_batches = batches
 
     def start_from(self, rate: float) -> None:
         """Take another initial rate, before the first update."""
@@ -91,33 +89,13 @@ class _ScheduleFreeSession(Session):
         share = min(1.0, (self.ledger.updates + 1) / self._warmup) if self._warmup else 1.0
         self.rates.append(self._initial * share)
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Return a context with the averaged weights; afterwards the run goes on as if nothing had been."""
-        return self._averaged()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        tensors = [*self.run.model.parameters(), *self.run.model.buffers()]
-        kept = [tensor.detach().clone() for tensor in tensors]
-        self._average()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                self._optimizer.train()
-                for tensor, value in zip(tensors, kept, strict=True):
-                    tensor.copy_(value)
-
-    def _average(self) -> None:
+    def average(self) -> None:
+        """Switch the optimizer to the averaged weights."""
         self._optimizer.eval()
-        self.run.recalibrate_batch_norm(self._batches)
 
-    def finish(self) -> TrainedRun:
-        """Evaluate the trained model, which keeps the averaged weights."""
-        self._average()
-        self.ledger.evaluations += 1
-        loss = self.run.evaluate_reward_split().loss
-        return TrainedRun(self.run.model, loss, self.ledger, self.rates, self.losses)
+    def resume(self) -> None:
+        """Switch it back."""
+        self._optimizer.train()
 
     def own_state(self) -> dict[str, Any]:
         """All state is the optimizer's."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ import pandas as pd
 from agents.controllers import Controller
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.evaluation.workload import Workload
+from agents.runtime.progress import Work
 from agents.training.resuming import CheckpointConfig
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
@@ -190,7 +191,7 @@ def evaluate(
     controllers: Sequence[Controller],
     tasks: Sequence[Task],
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[Work], None] = lambda work: None,
     report: bool = True,
     cache: ResultsCache | None = None,
     checkpoints: RunCheckpoints | None = None,
@@ -199,7 +200,7 @@ def evaluate(
 
     With ``relative_rates`` schedules are tuned first, and what starts from any rate is run after them.
 
-    :param progress: called with the runs done and the runs known to be needed
+    :param progress: called after every run, with the runs done and the runs known to be needed
     :param report: measure the test split too
     :param cache: results of earlier runs, which are not run again
     :param checkpoints: where runs under way are kept, see :func:`agents.evaluation.sweep.run_jobs`
@@ -235,14 +236,13 @@ def evaluate(
             if controller not in later:
                 jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
     rows: list[dict[str, Any]] = []
-    total, finished = 0, count(1)
-
-    def tick() -> None:
-        progress(next(finished), total)
+    workload = Workload(progress)
+    several = config.seeds * len(set(config.relative_rates or ()))
+    workload.expect((task.name, item.name, budget) for task, _, budget in settings for item in later * several)
 
     for turn in range(config.widen + 1):
-        total = len(rows) + len(jobs)
-        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
+        workload.add(jobs)
+        rows += run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
         jobs = []
         if turn < config.widen:
             table = runs_frame(rows)
@@ -260,8 +260,8 @@ def evaluate(
             rate = float(best.tuned_lr[(setting[0].name, *setting[1:])])
             for controller in later:
                 jobs += runs_of(controller, setting, relative_to(rate, config.relative_rates or (), controller))
-        total = len(rows) + len(jobs)
-        rows += run_jobs(jobs, config.workers, tick, cache, config.engine, checkpoints)
+        workload.add(jobs, in_place=True)
+        rows += run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
     return Evaluation(
         runs_frame(rows),
         tuned,

@@ -24,6 +24,8 @@ from agents.evaluation.mean_paths import geometric_mean
 from agents.evaluation.protocol import SETTING, Evaluation, EvaluationConfig, of, runs_frame, starts_anywhere
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
+from agents.evaluation.workload import Workload
+from agents.runtime.progress import Work
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 
@@ -41,7 +43,7 @@ def with_replays(
     controllers: Sequence[Controller],
     tasks: Sequence[Task],
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[Work], None] = lambda work: None,
     cache: ResultsCache | None = None,
     checkpoints: RunCheckpoints | None = None,
 ) -> Evaluation:
@@ -51,12 +53,13 @@ def with_replays(
 
     :param controllers: those of the evaluation
     :param tasks: its tasks
-    :param progress: called with the replays run and to be run
+    :param progress: called after every run, with the replays run and to be run
     """
     policies = [controller for controller in controllers if starts_anywhere(controller)]
     jobs = replay_jobs(evaluation, of(evaluation.runs, policies), {task.name: task for task in tasks}, config.device)
-    done = iter(range(1, len(jobs) + 1))
-    rows = run_jobs(jobs, config.workers, lambda: progress(next(done), len(jobs)), cache, config.engine, checkpoints)
+    workload = Workload(progress)
+    workload.add(jobs)
+    rows = run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
     before = len(evaluation.runs)
     names = {control_name(policy.name, control) for policy in policies for control in (REPLAY, MEAN_PATH)}
     return replace(

@@ -16,6 +16,7 @@ from agents.evaluation.protocol import Evaluation, EvaluationConfig, Grid, Initi
 from agents.evaluation.replays import with_replays
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import RunCheckpoints
+from agents.runtime.progress import Work
 from envs.tasks import Task, get_task
 from envs.tasks.hub import DataNotFoundError
 from envs.trivial import trivial_loss
@@ -146,7 +147,7 @@ class PreparedPart:
 
     def run(
         self,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[Work], None] = lambda work: None,
         cache: ResultsCache | None = None,
         checkpoints: RunCheckpoints | None = None,
     ) -> PartResult:
@@ -155,13 +156,18 @@ class PreparedPart:
         evaluation, trivial = None, {}
         if tasks:
             shared = {"cache": cache, "checkpoints": checkpoints}
-            evaluation = evaluate(self.controllers, tasks, self.protocol, progress, **shared)  # type: ignore[arg-type]
+            before = Work(0, 0, 0, 0.0, 0.0)
+
+            def first(work: Work) -> None:
+                nonlocal before
+                before = work
+                progress(work)
+
+            def further(work: Work) -> None:
+                progress(work.after(before))
+
+            evaluation = evaluate(self.controllers, tasks, self.protocol, first, **shared)  # type: ignore[arg-type]
             if self.part.replays:
-                before = len(evaluation.runs)
-
-                def further(done: int, total: int) -> None:
-                    progress(before + done, before + total)
-
                 evaluation = with_replays(evaluation, self.controllers, tasks, self.protocol, further, **shared)  # type: ignore[arg-type]
             trivial = {task.name: trivial_loss(task) for task in tasks}
         policies = {

@@ -66,7 +66,7 @@ class RunCheckpoints:
 def run_jobs(
     jobs: Sequence[Job],
     workers: int,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[Job, dict[str, Any], bool], None] = lambda job, row, trained: None,
     cache: ResultsCache | None = None,
     engine: EngineConfig = PROCESSES,
     checkpoints: RunCheckpoints | None = None,
@@ -79,7 +79,7 @@ def run_jobs(
     raises ends everything.
 
     :param workers: jobs at once, in a process of one thread each; 0 runs them here
-    :param done: called after each job
+    :param done: called after each job with it, its row, and whether it was run now: neither known nor run for another
     :param cache: rows of earlier runs, which are not run again; new rows are kept there as they come. Jobs that differ
         in the controller's name alone are run once. None: every job is run
     :param engine: what runs them. Changes no row
@@ -93,15 +93,15 @@ def run_jobs(
         key = result_key(job.controller, job.episode, job.report) if cache is not None else None
         places.setdefault(number if key is None else key, []).append(number)
 
-    def deliver(place: str | int, row: dict[str, Any]) -> None:
+    def deliver(place: str | int, row: dict[str, Any], trained: bool) -> None:
         for number in places[place]:
             rows[number] = {**row, "controller": jobs[number].controller.name}
-            done()
+            done(jobs[number], rows[number], trained and number == places[place][0])
 
     def keep(place: str | int, row: dict[str, Any]) -> None:
         if cache is not None and isinstance(place, str) and "failed" not in row:
             cache.put(place, row)
-        deliver(place, row)
+        deliver(place, row, True)
 
     wanted: dict[str | int, Job] = {}
     for place, numbers in places.items():
@@ -112,7 +112,7 @@ def run_jobs(
         else:
             assert cache is not None
             _require_columns(known, jobs[numbers[0]], cache.path)
-            deliver(place, known)
+            deliver(place, known, False)
 
     def fail(place: str | int, why: str) -> None:
         keep(place, _failed(wanted[place], why))

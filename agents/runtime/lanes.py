@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -12,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 from agents.training.ppo import single_thread
 from envs.engine import EngineConfig
+from envs.fork_server import fork_server, starting
 from envs.memory import out_of_memory
 from envs.ray_cluster import start_ray
 
@@ -54,15 +58,14 @@ class _ProcessLane(Lane):
 
     def submit(self, function: Callable[[], Any]) -> Future:
         if self._pool is None:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["agents.evaluation.sweep"])
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=single_thread)
+            context = fork_server("agents.evaluation.sweep")
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin_lane)
         try:
-            future = self._pool.submit(function)
+            with starting():
+                return self._pool.submit(function)
         except BrokenProcessPool:  # by the job before, or since
             self.close()
             return self.submit(function)
-        return future
 
     def kill(self) -> None:
         if self._pool is not None:
@@ -74,6 +77,19 @@ class _ProcessLane(Lane):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def _begin_lane() -> None:
+    """Prepare a process for jobs: it ends with the one that it works for, however that ends."""
+    single_thread()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class _RayLane(Lane):

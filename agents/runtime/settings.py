@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from envs.tasks import get_task, known_tasks
 from gns.errors import InvalidSettingError, UnknownNameError
 
 T = TypeVar("T")
@@ -32,10 +33,10 @@ def check_choices(overrides: Sequence[str], folder: Path = CONFIG_FOLDER) -> Non
     own message for an unknown name in a list does not say which names there are, and it would follow ``../`` to files
     elsewhere. What would have Hydra import objects, or read other files of configuration, is refused.
 
-    :param overrides: arguments of a command line; what is no valid override is left to Hydra
+    :param overrides: arguments of a command line; options of Hydra's own are left to it
     :raises UnknownNameError: if a group has no config of that name
-    :raises InvalidSettingError: on a key that names code, a setting of Hydra other than where it writes, or an option
-        that brings other configuration files
+    :raises InvalidSettingError: on what is no override, a key that names code, a setting of Hydra other than where it
+        writes, or an option that brings other configuration files
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser  # takes long, and workers need none
     from hydra.errors import HydraException
@@ -45,8 +46,13 @@ def check_choices(overrides: Sequence[str], folder: Path = CONFIG_FOLDER) -> Non
         _check_flag(argument)
         try:
             override = parser.parse_override(argument)
-        except HydraException:
-            continue
+        except HydraException as error:
+            if argument.startswith("-"):
+                continue
+            raise InvalidSettingError(
+                f"{argument[:200]} is no setting; expected KEY=VALUE, with quotes around a value that has braces, "
+                f"brackets, commas, spaces or the like in it, as in name='a b' ({str(error).splitlines()[0][:200]})."
+            ) from error
         except RecursionError as error:
             raise InvalidSettingError(f"{argument[:100]}... is nested too deeply; expected a flatter value.") from error
         _check_override(override, argument, folder)
@@ -84,6 +90,17 @@ def _check_override(override: Any, argument: str, folder: Path) -> None:
         for name in names:
             if name not in known:
                 raise UnknownNameError(group, name, known)
+
+
+def store_task_defaults() -> None:
+    """Give Hydra the settings of every registered task, from which its file in ``configs/task`` begins.
+
+    To be called before a configuration is composed. The task ``NAME`` is the config ``task/registered/NAME``.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    for name in known_tasks():
+        ConfigStore.instance().store(name, {name: get_task(name).settings()}, group="task/registered")
 
 
 def _choices(value: Any) -> list[str]:
@@ -174,7 +191,23 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    raise InvalidSettingError(f"{path} is {value!r}; expected {getattr(hint, '__name__', None) or hint}.")
+    raise InvalidSettingError(f"{path} is {value!r}; expected {_expected(hint, value, path)}.")
+
+
+def _expected(hint: Any, value: Any, path: str) -> str:
+    """Say what a setting of a kind looks like."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        several = arguments[-1] is Ellipsis
+        one = value if isinstance(value, int | float | str) else "..."
+        entries = str(one) if several else ",".join([str(one), *["..."] * (len(arguments) - 1)])
+        return f"a list{'' if several else f' of {len(arguments)}'}, as in {path}=[{entries}]"
+    if origin is not None:
+        return f"settings by name, as in '{path}={{name: value}}'"
+    return _KINDS.get(hint) or getattr(hint, "__name__", None) or str(hint)
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def _bool_for_number(hint: type, value: Any) -> bool:

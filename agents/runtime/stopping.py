@@ -31,9 +31,13 @@ class StoppedError(GNSError):
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise :class:`StoppedError` where the work stands, for work kept piece by piece."""
+    """Let SIGINT and SIGTERM raise :class:`StoppedError` where the work stands, for work kept piece by piece.
+
+    Only the first does: what follows, as when a whole group is signalled twice, would interrupt the ending of workers.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _handle(signal.SIG_IGN)
         raise StoppedError(number)
 
     with _handled_by(stop):
@@ -53,6 +57,11 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, handled)
 
 
+def _handle(handler: signal.Handlers) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)
+
+
 class StopRequest:
     """Takes note of the first SIGINT or SIGTERM while it is entered; a second one ends the process at once.
 
@@ -62,6 +71,7 @@ class StopRequest:
     def __init__(self, noted: Callable[[str], None] = lambda name: None) -> None:
         self._noted = noted
         self._handlers = ExitStack()
+        self._at_once = False
         self.number: int | None = None
 
     def __enter__(self) -> StopRequest:
@@ -70,6 +80,21 @@ class StopRequest:
 
     def __exit__(self, *error: object) -> None:
         self._handlers.close()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let the first signal raise :class:`StoppedError` where the work stands, for work kept piece by piece.
+
+        :raises StoppedError: at once, if it came before
+        """
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+            if self.number is not None:
+                _handle(signal.SIG_DFL)
 
     def check(self) -> None:
         """Go on, unless a signal came.
@@ -81,6 +106,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for one in _SIGNALS:
-            signal.signal(one, signal.SIG_DFL)
+        if self._at_once:
+            _handle(signal.SIG_IGN)  # until workers are ended
+            raise StoppedError(number)
+        _handle(signal.SIG_DFL)
         self._noted(signal.Signals(number).name)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import requests
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
 from agents.trackers.base import Tracker
 from agents.trackers.config import WandbConfig
-from gns.errors import InvalidSettingError, MissingPackageError
+from gns.errors import InvalidSettingError, MissingPackageError, PolicyFormatError
+from gns.policy.files import own_file
+from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+
+_LONGEST_NAME = 128  # of an artifact
+_ANSWER = 10.0  # seconds that the server may take to be reached
 
 
 class _History(KVWriter):
@@ -46,7 +54,8 @@ class WandbTracker(Tracker):
     :param files: where the folder ``wandb`` is that several runs of one command share; None: ``folder``, and the run is
         the one that ``wandb.run`` names
     :raises MissingPackageError: if wandb is not installed
-    :raises InvalidSettingError: if it is to be online and no account is known
+    :raises InvalidSettingError: if it is to be online and no account is known, or the server is out of reach; if W&B
+        takes no such project, group or tag
     """
 
     def __init__(
@@ -68,6 +77,8 @@ class WandbTracker(Tracker):
         self._wandb, self._mode, self._files = wandb, config.mode, files or folder
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # or it takes our package agents for one of that name
+        if config.mode == "online":
+            _require_server(wandb.setup().settings)
         try:
             self._run = wandb.init(
                 project=config.project,
@@ -84,10 +95,12 @@ class WandbTracker(Tracker):
                 reinit="default" if files is None else "create_new",
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
             )
-        except wandb.errors.UsageError as error:
+        except (wandb.errors.Error, ValueError) as error:
+            said = " ".join(str(error).split())[:500]
             raise InvalidSettingError(
-                f"tracker.wandb.mode is {config.mode!r} and W&B does not take it ({error}); expected an account, by "
-                "wandb login or WANDB_API_KEY. Or set tracker.wandb.mode=offline, and synchronise later."
+                f"tracker.wandb.mode is {config.mode!r} and W&B does not take it ({said}); expected an account, by "
+                "wandb login or WANDB_API_KEY, and a project and tags that W&B takes. Or set "
+                "tracker.wandb.mode=offline, and synchronise later."
             ) from error
 
     def writers(self) -> list[KVWriter]:
@@ -134,12 +147,16 @@ class WandbTracker(Tracker):
             self._run.use_artifact(artifact)
 
     def _artifact(self, name: str, folder: Path, card: Mapping[str, Any]) -> Any:
-        """Return a policy's files as an artifact that is nowhere yet."""
-        own = re.sub(r"[^\w.-]", "_", name)
-        artifact = self._wandb.Artifact(f"policy-{own}", type="policy", metadata=dict(card))
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                artifact.add_file(str(path))
+        """Return a policy's own files, and nothing that lies beside them, as an artifact that is nowhere yet."""
+        artifact = self._wandb.Artifact(artifact_name(name), type="policy", metadata=dict(card))
+        for own in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
+            try:
+                path = own_file(folder / own)
+            except PolicyFormatError:
+                if own == CARD_FILE:
+                    continue
+                raise
+            artifact.add_file(str(path), name=own)
         return artifact
 
     def summary(self, figures: Mapping[str, Any]) -> None:
@@ -149,12 +166,47 @@ class WandbTracker(Tracker):
     def where(self) -> list[str]:
         """Say how the run is looked at."""
         if self._mode == "offline":
-            return [f"W&B: wandb sync {self._files / 'wandb' / Path(self._run.dir).parent.name}"]
+            # A run that was gone on with has a folder for each time it was begun; all are needed, oldest first.
+            folders = sorted((self._files / "wandb").glob(f"offline-run-*-{self._run.id}"))
+            return [f"W&B: wandb sync {shlex.join(map(str, folders))}"]
         return [f"W&B: {self._run.url}"] if self._mode == "online" else []
 
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def artifact_name(name: str) -> str:
+    """Return the name of a policy's artifact: letters and digits of ASCII, dots, dashes, underscores, at most 128.
+
+    Where more than single characters are lost, a digest keeps names apart.
+    """
+    safe = "policy-" + re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    if len(safe) <= _LONGEST_NAME and name.isascii():
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
+
+
+def _require_server(settings: Any) -> None:
+    """Pass settings of W&B's client whose server answers, whatever it says: the client tries for minutes.
+
+    Where no account is known nothing is asked: the client says so at once.
+
+    :raises InvalidSettingError: if it cannot be reached
+    """
+    hosts = (settings.base_url, "https://api.wandb.ai")  # what the account is kept under may be the older name
+    if not (os.environ.get("WANDB_API_KEY") or any(map(requests.utils.get_netrc_auth, hosts))):
+        return
+    proxies = {kind: address for kind in ("http", "https") if (address := getattr(settings, f"{kind}_proxy", None))}
+    try:
+        requests.head(settings.base_url, timeout=_ANSWER, proxies=proxies or None)
+    except requests.RequestException as error:
+        raise InvalidSettingError(
+            f"tracker.wandb.mode is 'online' and the server {settings.base_url} cannot be reached "
+            f"({type(error).__name__}: {str(error)[:300]}); expected a network, and its address in WANDB_BASE_URL if "
+            "it is not W&B's own. Or set tracker.wandb.mode=offline, and synchronise later."
+        ) from error
 
 
 def _kept_id(path: Path) -> str:

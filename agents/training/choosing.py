@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs.batched.composite import make_vector
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import Curriculum, EnvConfig
+from envs.env_config import Curriculum, EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_count, require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

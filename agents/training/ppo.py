@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from agents.training.layer_actions import LayerFeatures, LayerHeads, layer_distribution
 from envs.batched.composite import make_vector
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.memory import keep_freed_memory
 from envs.padding import unpad
 from envs.plain_state import loading
 from envs.tasks import Task
 from envs.vector_state import load_state_of, state_of
-from gns.deciding.config import PER_LAYER, DecisionConfig
+from gns.deciding.action_modes import modes_by_layer
+from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError
 from gns.policy.artefact import GNSPolicy, PolicyConfig
 from gns.policy.network import GNSNetwork, NetworkConfig
+from gns.policy.trained_on import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def make_ppo(venv: VecEnv, config: PPOConfig, decisions: int, seed: int) -> PPO:
     if bool(layers) != config.network.per_layer:
         raise InvalidSettingError(
             f"The environments take {1 + layers} numbers as an action and the network has per_layer = "
-            f"{config.network.per_layer}; expected per_layer = true for action mode {PER_LAYER!r}, and false for "
+            f"{config.network.per_layer}; expected per_layer = true for action mode {modes_by_layer()}, and false for "
             "others. Set env.decision.mode, and make the network with "
             "gns.policy.network.network_for(network, decision)."
         )
@@ -315,13 +317,24 @@ def begin_with(model: PPO, source: str, decision: DecisionConfig) -> None:
     model.policy.load_network(policy.network)
 
 
-def export_policy(model: PPO, env: EnvConfig, config: PPOConfig, training: dict[str, Any]) -> GNSPolicy:
+def export_policy(
+    model: PPO,
+    env: EnvConfig,
+    config: PPOConfig,
+    training: dict[str, Any],
+    trained_on: TrainedOn | None = None,
+) -> GNSPolicy:
     """Return the network of a PPO agent as a policy that needs no RL package.
 
     :param training: what it was trained on, for its model card
+    :param trained_on: the kinds of runs among it; None: not recorded
     """
     assert isinstance(model.policy, GraphActorCriticPolicy)
-    policy = GNSPolicy(PolicyConfig(network=config.network, decision=env.decision, training=training))
+    policy = GNSPolicy(
+        PolicyConfig(
+            network=config.network, decision=env.decision, training=training, trained_on=trained_on or TrainedOn()
+        )
+    )
     policy.network.load_state_dict(model.policy.network_state())
     return policy.eval()
 

@@ -59,7 +59,7 @@ class Resuming:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, identity: str) -> None:
-        self._store, self._config, self._identity = CheckpointStore(folder, config.keep), config, identity
+        self._store, self._config, self.identity = CheckpointStore(folder, config.keep), config, identity
         self._written, self._cost = time.perf_counter(), 0.0
         self.seconds = 0.0  # spent on checkpoints
 
@@ -69,8 +69,13 @@ class Resuming:
         :raises CheckpointMismatchError: if it is of a training with other settings
         :raises CheckpointError: if the folder cannot be read
         """
-        found = self._store.newest(self._identity)
+        found = self._store.newest(self.identity)
         return None if found is None else found[0]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint, good or not, of these settings or of others."""
+        return any(self._store.folder.glob("*.checkpoint"))
 
     @property
     def due(self) -> bool:
@@ -86,7 +91,7 @@ class Resuming:
         :raises CheckpointError: if it cannot be written
         """
         start = time.perf_counter()
-        self._store.save(state(), step, self._identity)
+        self._store.save(state(), step, self.identity)
         self._written = time.perf_counter()
         self._cost = self._written - start
         self.seconds += self._cost

@@ -11,12 +11,14 @@ import numpy as np
 
 from agents.controllers import ScheduleController
 from agents.evaluation.protocol import SETTING, Grid, runs_frame, tune
+from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, run_jobs
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, Episode
+from envs.env_config import EnvConfig
+from envs.episode import Episode
 from envs.tasks import Task
 from gns.errors import require_positive
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 from gns.schedules.profiles import get_profile
 
 
@@ -47,6 +49,7 @@ class ScheduleReference:
     Rates are tried in multiples of 3 down from the top of each prior, where tuned rates lie.
 
     :param known: the :meth:`state_dict` of one measured before; then nothing is measured
+    :param cache: runs done before, and where they are kept
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ScheduleReference:
         workers: int,
         engine: EngineConfig = PROCESSES,
         known: list[list[Any]] | None = None,
+        cache: ResultsCache | None = None,
     ) -> None:
         self._points: dict[tuple[str, str], dict[int, float]] = {}  # log loss by budget
         for name, optimizer, budget, loss in known or []:
@@ -74,7 +78,7 @@ class ScheduleReference:
                         for seed in range(config.seeds):
                             episode = Episode(task, optimizer, budget, rate, seed, env.device)
                             jobs += [Job(controller, episode, report=False) for controller in controllers]
-        best = tune(runs_frame(run_jobs(jobs, workers, engine=engine))).groupby(SETTING).reward_loss.min()
+        best = tune(runs_frame(run_jobs(jobs, workers, cache=cache, engine=engine))).groupby(SETTING).reward_loss.min()
         for (name, optimizer, budget), loss in best.items():
             self._points.setdefault((name, optimizer), {})[int(budget)] = log_loss(float(loss))
 

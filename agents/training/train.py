@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
-from agents.training.imitation import ImitationConfig, TunedRates, imitate
+from agents.training.kinds import kinds_of
 from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
 from agents.training.resuming import (
     CheckpointConfig,
@@ -31,7 +32,7 @@ from agents.training.resuming import (
 from agents.training.schedule_reference import BaselineConfig, ScheduleReference
 from agents.training.watch import Progress, Watch
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig
+from envs.env_config import EnvConfig
 from envs.tasks import Task
 from gns.errors import InvalidSettingError, require_positive
 from gns.policy.artefact import GNSPolicy
@@ -52,7 +53,6 @@ class TrainConfig:
     :param engine: what the workers are. Changes no result
     :param checkpoint: when the state of the training is written
     :param validation: when policies are scored on tasks that are not learned from, to take the best
-    :param imitation: what the policy learns to follow before PPO begins
     :param initial_policy: folder or Hub id of a policy whose weights the training begins with, instead of random ones;
         of the same network and action mode. How far its actions deviate, ``agent.log_std``, is no part of a policy
     """
@@ -66,12 +66,10 @@ class TrainConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    imitation: ImitationConfig = field(default_factory=ImitationConfig)
     initial_policy: str | None = None
 
     def __post_init__(self) -> None:
         require_positive("episodes", self.episodes)
-        self.imitation.check(self.env.decision)
         if self.workers < 0:
             raise InvalidSettingError(f"workers is {self.workers}; expected 0 or more.")
         if self.env.decision.features != self.agent.network.features:
@@ -107,15 +105,15 @@ def train(
     often the training was interrupted and gone on with from its checkpoints.
 
     :param tracker: where figures go, once a rollout; and the rate paths of the last episodes
-    :param report: called after every episode
+    :param report: called as training begins or goes on, and after every episode
     :param on_policy: called after every update of the policy by PPO, the last one too, with a copy of the policy as it
         is then and the episodes done; draws from torch's global generator in it change no result
     :param checkpoints: where the state is written, and gone on from if there is one
-    :param stop: whether to end early, asked between two rollouts
+    :param stop: whether to end early, asked between two rollouts; at once while schedules are tuned to compare with
     :param validation_tasks: what policies are scored on where the configuration asks for it; the policy with the best
         score is returned, else the last
     :param about: what the policy's card says besides
-    :param tuning: where runs of the schedule to imitate are kept
+    :param tuning: where runs of schedules to compare with are kept
     :raises StoppedError: if it ended early; a checkpoint was written, if there is a place for it
     :raises InvalidSettingError: if there are no tasks to score policies on, or one of them is learned from; if the
         policy to begin with is of another network or action mode
@@ -131,7 +129,8 @@ def train(
     tracker = tracker or Tracker()
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
-    reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known)
+    with stop.at_once() if stop is not None else nullcontext():
+        reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known, tuning)
     decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
     venv = make_vec_env(
         list(tasks),
@@ -142,6 +141,7 @@ def train(
         config.agent.together,
         config.engine,
     )
+    kinds = kinds_of(tasks, config.env, config.initial_policy)
     try:
         model = make_ppo(venv, config.agent, decisions, config.seed)
         if config.initial_policy is not None and state is None:
@@ -150,7 +150,7 @@ def train(
 
         def export() -> GNSPolicy:
             details = _about(tasks, config, watch) | dict(about or {})
-            return export_policy(model, config.env, config.agent, details)
+            return export_policy(model, config.env, config.agent, details, kinds)
 
         def everything() -> dict[str, Any]:
             return {
@@ -176,10 +176,6 @@ def train(
                 )
                 report(watch.progress())
 
-        def stop_if_asked() -> None:
-            if stop is not None:
-                stop.check()
-
         def updated() -> None:
             tell()
             if validation is not None and validation.due(watch.episodes):
@@ -187,7 +183,8 @@ def train(
             stopping = stop is not None and stop.number is not None
             if checkpoints is not None and (checkpoints.due or stopping):
                 checkpoints.write(everything, model.num_timesteps)
-            stop_if_asked()
+            if stop is not None:
+                stop.check()
 
         random_numbers = None if state is None else state["random"]
         watch = Watch(reference, report, updated, config.agent.entropy_coefficient, validation, random_numbers)
@@ -197,12 +194,7 @@ def train(
             watch.load_state_dict(state["watch"])
             if validation is not None:
                 validation.load_state_dict(state["validation"])
-            report(watch.progress())
-        elif config.imitation.schedule is not None:
-            how = config.imitation
-            rates = TunedRates(tasks, config.env, how, config.workers, config.engine, tuning, stop_if_asked)
-            imitate(model, rates, how, decision, config.env.most_decisions(tasks), stop_if_asked)
-            score()
+        report(watch.progress())
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
         tell()
@@ -267,7 +259,6 @@ def _about(tasks: Sequence[Task], config: TrainConfig, watch: Watch) -> dict[str
         "seed": config.seed,
         "loss over tuned schedules at the end, on the reward split": _rounded(progress.ratio),
         **({"begun with the policy": config.initial_policy} if config.initial_policy else {}),
-        **({"begun by imitating": f"tuned {imitated}"} if (imitated := config.imitation.schedule) else {}),
         **chosen,
     }
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.training.choosing import Score, Validation
 from agents.training.resuming import load_random_state
 from agents.training.schedule_reference import ScheduleReference
-from gns.features.schemas import log_loss
+from gns.features.statistics import log_loss
 
 RATE_PATHS = 64  # episodes whose rates are kept
 COUNTS = ("episodes", "diverged", "dropped", "updates", "evaluations")

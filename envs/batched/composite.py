@@ -18,14 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.batched.env import BatchedEnv
 from envs.batched.model import NotBatchableError
 from envs.batched.runs import BatchedRuns
-from envs.blocks import join
+from envs.checked_vector import CheckedVecEnv
 from envs.engine import PROCESSES, EngineConfig
-from envs.learning_rate_env import EnvConfig, LearningRateEnv
+from envs.env_config import EnvConfig
+from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph
 from envs.plain_state import loading
 from envs.ray_workers import RayVecEnv
+from envs.restarting import join
 from envs.tasks import Task
-from envs.vector_state import Seen, load_state_of, state_of, states_for, vector_state, whole
+from envs.vector_state import Seen, load_state_of, only_group, state_of, states_for, vector_state
 from envs.workers import WorkersVecEnv
 from gns.features.schemas import get_schema
 
@@ -34,7 +36,7 @@ _FIXED = 1e6  # operations that take as long as what an update costs besides
 PAYS_UP_TO = 4e7  # floating-point operations of a forward pass on a batch: above, a CPU is as fast one by one
 
 
-class CompositeVecEnv(VecEnv):
+class CompositeVecEnv(CheckedVecEnv):
     """Vectors of environments, one after the other, as one.
 
     :param groups: vectors whose observations are of one shape
@@ -47,6 +49,7 @@ class CompositeVecEnv(VecEnv):
         self._ends = np.cumsum([group.num_envs for group in groups])
         super().__init__(int(self._ends[-1]), groups[0].observation_space, groups[0].action_space)
         self._seen = Seen([None] * self.num_envs)
+        self._begun = False
 
     def reset(self) -> Any:
         """Reset every group."""
@@ -60,10 +63,16 @@ class CompositeVecEnv(VecEnv):
         self._reset_options()
         everything = join(observations)
         self._seen.begun(everything, self.reset_infos)
+        self._begun = True
         return everything
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Give every group its actions."""
+        """Give every group its actions.
+
+        :raises ResetNeededError: before a reset
+        :raises InvalidActionError: if they are not finite numbers, as many as the action space has, of each environment
+        """
+        actions = self.checked_actions(actions, self._begun)
         for group, places in self._parts():
             group.step_async(actions[places])
 
@@ -93,8 +102,9 @@ class CompositeVecEnv(VecEnv):
         parts = self._parts()
         shares = states_for(state, self.num_envs, [places for _, places in parts])
         for (group, places), share in zip(parts, shares, strict=True):
-            load_state_of(group, whole(share, len(places)))
+            load_state_of(group, only_group(share, len(places)))
         self.reset_infos = [info for group in self.groups for info in group.reset_infos]
+        self._begun = True
         with loading():
             if state["seen"] is not None:
                 self._seen.load_state_dict(state["seen"])
@@ -240,9 +250,9 @@ def make_vector(
     if workers == 0:
         return CompositeVecEnv([group.make(config, limits) for group in groups])
     shares = _shared_out(groups, config, workers)
-    blocks = [partial(_make_all, share, config, limits) for share in shares]
+    portions = [partial(_make_all, share, config, limits) for share in shares]
     places = [[i for group in share for i in group.places] for share in shares]
-    return (RayVecEnv if engine.name == "ray" else WorkersVecEnv)(blocks, places, engine)
+    return (RayVecEnv if engine.name == "ray" else WorkersVecEnv)(portions, places, engine)
 
 
 def _make_all(groups: Sequence[Group], config: EnvConfig, limits: tuple[int, int]) -> VecEnv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
-from envs.batched.runs import BatchedRuns, Position
+from envs.batched.runs import BatchedRuns, StreamState
 from envs.batched.state import load_together_state, together_state
+from envs.calls import reset_options
+from envs.checked_vector import CheckedVecEnv
+from envs.env_config import EnvConfig
+from envs.env_state import pickled
 from envs.episode import Episode, episode_info
-from envs.learning_rate_env import EnvConfig, LearningRateEnv, bounded_loss, reward_of
+from envs.learning_rate_env import LearningRateEnv
 from envs.padding import PadGraph
+from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.deciding.guard import Judgement, Watch
@@ -27,7 +32,7 @@ from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
 
 
-class BatchedEnv(VecEnv):
+class BatchedEnv(CheckedVecEnv):
     """``num_envs`` environments of one task and one optimizer whose runs are trained together.
 
     Each place draws its episodes as a :class:`envs.learning_rate_env.LearningRateEnv` of that task and optimizer does
@@ -56,6 +61,7 @@ class BatchedEnv(VecEnv):
         run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
+        self._limits = nodes, edges
         padded = PadGraph(self.draws[0], nodes, edges)
         super().__init__(num_envs, padded.observation_space, padded.action_space)
         self.runs = BatchedRuns(task, optimizer, num_envs, config.device)
@@ -64,8 +70,8 @@ class BatchedEnv(VecEnv):
         self.controls: list[RateControl] = []
         self.watches = [Watch() for _ in range(num_envs)]
         self._evaluations = np.zeros(num_envs, dtype=int)
-        self._evaluated: list[tuple[float, float]] = [(0.0, 0.0)] * num_envs
-        self._rewards_metric = config.reward != "log-loss"
+        self._evaluated = [Evaluation(0.0, 0.0)] * num_envs
+        self._reward = get_reward(config.reward)
         # Last good state of each run: a state of several, its place there, and the updates it holds.
         self.good: list[tuple[dict[str, Any], int, int]] = []
         self.losses = torch.zeros(num_envs, 0)
@@ -76,9 +82,9 @@ class BatchedEnv(VecEnv):
     def reset(self) -> dict[str, np.ndarray]:
         """Begin an episode in every place."""
         everyone = list(range(self.num_envs))
+        options = [reset_options(self._options[i] or {}, [self.task], self.config) for i in everyone]
         for draws, seed in zip(self.draws, self._seeds, strict=True):
             gym.Env.reset(draws, seed=seed)
-        options = [self._options[i] or {} for i in everyone]
         self.episodes = [draws.draw_episode(given) for draws, given in zip(self.draws, options, strict=True)]
         self.controls = [self.new_control(episode) for episode in self.episodes]
         self.good = [({}, 0, 0)] * self.num_envs
@@ -90,8 +96,12 @@ class BatchedEnv(VecEnv):
         return self._padded(nodes, globals_)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions."""
-        self._actions = np.asarray(actions).reshape(self.num_envs, -1)
+        """Take note of the actions.
+
+        :raises ResetNeededError: before a reset
+        :raises InvalidActionError: if they are not one finite number for each environment
+        """
+        self._actions = self.checked_actions(actions, bool(self.episodes))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Apply the decisions, train every run to its next, and begin new episodes where one ended."""
@@ -136,6 +146,23 @@ class BatchedEnv(VecEnv):
         """
         load_together_state(self, state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds, from which environments go on exactly, within episodes too.
+
+        :raises NotCopyableError: if the task belongs to this process
+        """
+        arguments = (self.task, self.config, self.optimizer, self.num_envs, self._limits)
+        own = {name: getattr(self, name) for name in ("draws", "_seeds", "_options")}
+        return {"kept": pickled({"arguments": arguments, "own": own}), "state": self.episodes and self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on from a pickle, or as a copy."""
+        kept = pickle.loads(state["kept"])
+        self.__init__(*kept["arguments"])  # type: ignore[misc]
+        vars(self).update(kept["own"])
+        if state["state"]:
+            self.load_state_dict(state["state"])
+
     def close(self) -> None:
         """Nothing is to be closed."""
 
@@ -173,7 +200,7 @@ class BatchedEnv(VecEnv):
             state = self.runs.state(self.runs.positions(rows))
             for place, i in enumerate(rows):
                 self.good[i] = (state, place, 0)
-        for i, evaluated in zip(rows, self._evaluate(rows, self._rewards_metric), strict=True):
+        for i, evaluated in zip(rows, self._evaluate(rows, self._reward.needs_metric), strict=True):
             self._evaluated[i] = evaluated
         self.runs.compute_gradients(self._mask(rows))
 
@@ -190,7 +217,7 @@ class BatchedEnv(VecEnv):
         remaining = np.array([control.budget - control.update for control in self.controls])
         self.runs.arrange(2 * lengths + (remaining > lengths))
         self.losses = torch.zeros(self.num_envs, longest, device=self.runs.device)
-        positions: dict[int, Position] = {}
+        positions: dict[int, StreamState] = {}
         active = torch.from_numpy(lengths > np.arange(longest)[:, None])
         pending = torch.from_numpy(active.numpy() & (remaining > np.arange(1, longest + 1)[:, None]))
         for k in range(longest):
@@ -235,18 +262,18 @@ class BatchedEnv(VecEnv):
 
     # ------------------------------------------------------------------ rewards and infos
 
-    def _evaluate(self, rows: Sequence[int], with_metrics: bool) -> list[tuple[float, float]]:
+    def _evaluate(self, rows: Sequence[int], with_metrics: bool) -> list[Evaluation]:
         self._evaluations[list(rows)] += 1
         figures = self.runs.evaluate_reward_split(rows, with_metrics)
-        return [(bounded_loss(one.loss), one.metric) for one in figures]
+        return [Evaluation(bounded_loss(one.loss), one.metric) for one in figures]
 
     def _rewards(self, dones: np.ndarray) -> np.ndarray:
         drawn = np.array([draws.np_random.random() < self.config.reward_probability for draws in self.draws])
         rewards = np.zeros(self.num_envs)
-        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._rewards_metric)):
+        for chosen, with_metrics in ((dones, True), (drawn & ~dones, self._reward.needs_metric)):
             rows = np.flatnonzero(chosen).tolist()
             for i, now in zip(rows, self._evaluate(rows, with_metrics) if rows else [], strict=True):
-                rewards[i] = reward_of(self.config, self.task, self._evaluated[i], now)
+                rewards[i] = self._reward.between(self._evaluated[i], now, self.task, self.config)
                 self._evaluated[i] = now
         return rewards
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from envs.batched.optimizers import Settings
 from envs.batched.runs import BatchedRuns
 from gns.deciding.rate_control import RateControl
-from gns.features.schemas import (
+from gns.features.schemas import compute_features, get_schema
+from gns.features.statistics import (
     NUM_SUMS,
     OPTIMIZER_KINDS,
     SUM_ABS_G,
@@ -22,23 +22,26 @@ from gns.features.schemas import (
     SUM_W,
     SUM_W2,
     RunStatistics,
-    compute_features,
 )
+from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph
 
 
 @torch.no_grad()
-def sums_of(runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return per-tensor sums of all runs, float64 (N, P, NUM_SUMS), and their losses (N, k), with one copy to the host.
+def sums_of(
+    runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor, products: Sequence[tuple[str, str]] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return per-tensor sums of all runs, float64 (N, P, NUM_SUMS + Q), and losses (N, k), by one copy to the host.
 
     The pending gradients are read, and the update that each run's optimizer would make with them at a rate of 1.
 
     :param losses: (N, k) on the runs' device, by row
+    :param products: the Q further sums that the feature schema asks for
     :return: both by run
     """
     weights, gradients = runs.weights, runs.gradients
     momentum, second = runs.optimizer.momentum, runs.optimizer.second
-    values = torch.zeros(NUM_SUMS, *weights.shape, device=weights.device)
+    values = torch.zeros(NUM_SUMS + len(products), *weights.shape, device=weights.device)
     values[SUM_W] = weights
     torch.mul(weights, weights, out=values[SUM_W2])
     torch.abs(gradients, out=values[SUM_ABS_G])
@@ -47,47 +50,39 @@ def sums_of(runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor) -> tuple
         torch.mul(gradients, momentum, out=values[SUM_GM])
         torch.mul(momentum, momentum, out=values[SUM_M2])
     values[SUM_V] = second if second is not None else values[SUM_G2]
-    update = _coming_update(runs)
+    update = runs.optimizer.coming_update(gradients)
     torch.mul(update, update, out=values[SUM_U2])
+    fresh = runs.optimizer.steps == 0
+    factors = {"weight": weights, "gradient": gradients, "momentum": momentum, "update": update}
+    if products:
+        square = gradients.square()
+        factors["second"] = square if second is None else torch.where(fresh.to(square.device)[:, None], square, second)
+    for column, pair in enumerate(products, NUM_SUMS):
+        a, b = (factors[name] for name in pair)
+        if a is not None and b is not None:
+            torch.mul(a, b, out=values[column])
     sums = torch.stack([part.sum(dim=-1) for part in runs.split(values)]).permute(2, 0, 1)
     host = torch.cat([sums.reshape(runs.size, -1), losses], dim=1).cpu().numpy().astype(np.float64)
     table, losses_host = np.split(host, [sums[0].numel()], axis=1)
-    numbers = {name: number for number, name in enumerate(runs.model.shapes)}
-    table = table.reshape(sums.shape)[:, [numbers[name] for layer in graph.parameters for name in layer]]
+    table = table.reshape(sums.shape)[:, _order(runs, graph)]
     if second is not None:  # of no gradient yet: the squared gradient stands in, as it does alone
-        fresh = runs.optimizer.steps.numpy() == 0
-        table[fresh, :, SUM_V] = table[fresh, :, SUM_G2]
+        table[fresh.numpy(), :, SUM_V] = table[fresh.numpy(), :, SUM_G2]
     return table[runs.rows], losses_host[runs.rows]
 
 
-def _coming_update(runs: BatchedRuns) -> torch.Tensor:
-    """The update of every run at a rate of 1, (N, P); see :mod:`gns.features.moments`."""
-    optimizer, gradients = runs.optimizer, runs.gradients
-    settings, momentum, second = optimizer.settings, optimizer.momentum, optimizer.second
-    if settings.decays and not settings.decoupled:
-        gradients = settings.with_decay(gradients, runs.weights)
-    if momentum is None:
-        return gradients
-    if second is None:
-        return torch.add(gradients, momentum, alpha=settings.momentum)
-    (beta1, beta2), steps = settings.betas, (optimizer.steps + 1.0).unsqueeze(1)
-    update = torch.lerp(momentum, gradients, 1.0 - beta1)
-    scale = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2).rsqrt_().reciprocal_()
-    scale.mul_((1.0 - beta2**steps).rsqrt().to(scale)).add_(settings.eps)
-    update.div_(scale).div_((1.0 - beta1**steps).to(update))
-    return settings.with_decay(update, runs.weights) if settings.decays and settings.decoupled else update
+def _order(runs: BatchedRuns, graph: LayerGraph) -> list[int]:
+    """Number among the model's parameters of each tensor of the graph, (P,)."""
+    numbers = {name: number for number, name in enumerate(runs.model.shapes)}
+    return [numbers[name] for layer in graph.parameters for name in layer]
 
 
-def _scales(settings: Settings, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors that make momentum a mean of gradients, and second moments free of their bias, (N,) each."""
-    ones = np.ones_like(steps)
-    if settings.kind == "sgd":
-        first = settings.momentum ** (np.maximum(steps, 1.0) - 1.0)
-        return (1.0 / (first + (1.0 - first) / (1.0 - settings.momentum)) if settings.momentum else ones), ones
-    started = steps > 0
-    safe = np.where(started, steps, 1.0)
-    beta1, beta2 = settings.betas
-    return np.where(started, 1.0 / (1.0 - beta1**safe), 1.0), np.where(started, 1.0 / (1.0 - beta2**safe), 1.0)
+def _setting(runs: BatchedRuns, graph: LayerGraph, name: str) -> np.ndarray:
+    """A setting of the optimizer for each tensor of every run, (N, P)."""
+    settings, order = runs.optimizer.settings, _order(runs, graph)
+    value = SETTINGS[name](settings.kind, vars(settings))
+    if isinstance(value, torch.Tensor):  # one for each scalar, the same for those of a tensor
+        value = torch.stack([part[0] for part in runs.split(value)]).cpu().numpy()[order]
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (runs.size, len(order)))
 
 
 def observe(
@@ -100,11 +95,12 @@ def observe(
         as many), by row
     :return: node features (N, L, F) and global features (N, G) of the schema
     """
-    sums, losses_host = sums_of(runs, graph, losses)
+    known_schema = get_schema(schema)
+    sums, losses_host = sums_of(runs, graph, losses, known_schema.products)
     count, tensors = sums.shape[:2]
     memories = [control.memory for control in controls]
     known = np.array([memory.interval_updates for memory in memories])
-    momentum_scale, second_scale = _scales(runs.optimizer.settings, runs.optimizer.steps.numpy()[runs.rows])
+    momentum_scale, second_scale = (scale[runs.rows] for scale in runs.optimizer.scales())
     rates = np.array([control.learning_rate for control in controls])
     statistics = RunStatistics(
         sums=sums,
@@ -120,10 +116,11 @@ def observe(
         budget=np.array([control.budget for control in controls], dtype=np.float64),
         rolled_back=np.array([memory.rolled_back for memory in memories], dtype=np.float64),
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
+        settings={name: _setting(runs, graph, name) for name in known_schema.settings},
     )
     gradients = np.sqrt(sums[:, :, SUM_G2].sum(axis=1)).tolist()
     for control, its_losses, length, finite, gradient in zip(
         controls, losses_host, known.tolist(), statistics.finite.tolist(), gradients, strict=True
     ):
-        control.saw(its_losses[:length], finite, gradient)
+        control.note_observation(its_losses[:length], finite, gradient)
     return compute_features(schema, graph, statistics)

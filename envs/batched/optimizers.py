@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from envs.training_run import OPTIMIZERS, OptimizerFactory
 from gns.errors import UnknownNameError
 from gns.features.moments import optimizer_kind
+from gns.features.update_rules import adam_scales, is_decoupled, sgd_scale
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an optimizer does, by the names of ``torch.optim``.
 
-    :param kind: one of :data:`gns.features.schemas.OPTIMIZER_KINDS`
+    :param kind: one of :data:`gns.features.statistics.OPTIMIZER_KINDS`
     :param weight_decay: of all parameters, or of each, (P,), where groups differ; Adam and SGD add it to the gradient
     """
 
@@ -41,7 +43,7 @@ class Settings:
     @property
     def decoupled(self) -> bool:
         """Whether weight decay shrinks the weights themselves."""
-        return self.kind == "adamw"
+        return is_decoupled(self.kind, {})
 
     def with_decay(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Return directions (n, P) with the weights' share in them."""
@@ -133,11 +135,41 @@ class BatchedOptimizer:
         momentum.lerp_(gradients, 1.0 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
         assert self._direction is not None
-        # The square root as 1/(1/sqrt(v)): MKL's is slow on zeros.
-        direction = torch.rsqrt(second, out=self._direction[: len(weights)]).reciprocal_()
-        direction.mul_(_column((1.0 - beta2**steps).rsqrt(), weights)).add_(settings.eps)
+        direction = self._denominator(second, steps, self._direction[: len(weights)])
         torch.div(momentum, direction, out=direction)
         weights.addcmul_(direction, _column(rates / (1.0 - beta1**steps), weights), value=-1.0)
+
+    @torch.no_grad()
+    def coming_update(self, gradients: Tensor) -> Tensor:
+        """Return the update that each row would make with its gradients at a rate of 1, (N, P); nothing is changed.
+
+        The rule is that of :mod:`gns.features.update_rules`.
+        """
+        settings, momentum, second = self.settings, self.momentum, self.second
+        if settings.decays and not settings.decoupled:
+            gradients = settings.with_decay(gradients, self.parameters)
+        if momentum is None:
+            return gradients
+        if second is None:
+            return torch.add(gradients, momentum, alpha=settings.momentum)
+        (beta1, beta2), steps = settings.betas, self.steps + 1.0
+        update = torch.lerp(momentum, gradients, 1.0 - beta1)
+        square = second.mul(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+        update.div_(self._denominator(square, steps, square)).div_(_column(1.0 - beta1**steps, update))
+        return settings.with_decay(update, self.parameters) if settings.decays and settings.decoupled else update
+
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factors that make momentum a mean of gradients, and second moments free of their bias, (N,) each."""
+        steps, group = self.steps.numpy(), vars(self.settings)
+        if self.settings.kind == "sgd":
+            return sgd_scale(group, steps), np.ones_like(steps)
+        return adam_scales(group, steps)
+
+    def _denominator(self, second: Tensor, steps: Tensor, out: Tensor) -> Tensor:
+        """Return ``sqrt(second/(1 - beta2^t)) + eps``, written to ``out``."""
+        # The square root as 1/(1/sqrt(v)): MKL's is slow on zeros.
+        root = torch.rsqrt(second, out=out).reciprocal_()
+        return root.mul_(_column((1.0 - self.settings.betas[1] ** steps).rsqrt(), root)).add_(self.settings.eps)
 
 
 def _shrunk(rates: Tensor, decay: float | Tensor, weights: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from envs.tasks.base import Split, Task, unchanged
 from envs.training_run import Figures
 
 # Of a run: state of its data order and random numbers, and its buffers.
-Position = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]
+StreamState = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]
 
 
 _EVALUATED_AT_ONCE = 4096  # examples of all runs: what an evaluation holds in memory stays small
@@ -190,14 +190,14 @@ class BatchedRuns:
 
     # ------------------------------------------------------------------ going back
 
-    def positions(self, runs: Sequence[int]) -> dict[int, Position]:
+    def positions(self, runs: Sequence[int]) -> dict[int, StreamState]:
         """Return where data order, random numbers and buffers of some runs stand, by run: what a gradient moves."""
         return {
             run: (self.streams[run].state(), [buffer[self.rows[run]].clone() for buffer in self.buffers.values()])
             for run in runs
         }
 
-    def state(self, positions: dict[int, Position]) -> dict[str, Any]:
+    def state(self, positions: dict[int, StreamState]) -> dict[str, Any]:
         """Return all that some runs need to go on exactly, but for pending gradients.
 
         :param positions: of these runs, from before the gradients that are pending now

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from envs.episode import episode_of
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
+from envs.rewards import Evaluation
 from gns.deciding.guard import Watch
 from gns.errors import OutOfOrderError
 
@@ -84,7 +85,7 @@ def together_state(env: BatchedEnv) -> dict[str, Any]:
             "good": _joined(env.good) if env.config.guard.enabled else None,
             "watches": [vars(watch) for watch in env.watches],
             "evaluations": env._evaluations.tolist(),
-            "evaluated": env._evaluated,
+            "evaluated": [tuple(one) for one in env._evaluated],
             "reset_infos": env.reset_infos,
         }
     )
@@ -113,7 +114,7 @@ def load_together_state(env: BatchedEnv, state: dict[str, Any]) -> None:
             env.good = [({}, 0, 0)] * env.num_envs
         env.watches = [Watch(**watch) for watch in state["watches"]]
         env._evaluations = np.array(state["evaluations"])
-        env._evaluated = list(state["evaluated"])
+        env._evaluated = [Evaluation(*one) for one in state["evaluated"]]
         env.reset_infos = plain(state["reset_infos"])
         env.observe()  # tells the controls what they saw
 

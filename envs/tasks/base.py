@@ -260,7 +260,7 @@ def get_task(name: str, **settings: Any) -> Task:
     """Return a registered task, some of its settings changed.
 
     :param settings: as in :meth:`Task.settings`. ``model`` and ``learning_rates`` are merged into the task's own; of
-        ``budget`` and ``epochs`` the one that is given takes the other's place
+        ``budget`` and ``epochs`` the one that is given, or differs from the task's own, takes the other's place
     :raises UnknownNameError: if there is no such task or setting; the message lists those there are
     :raises InvalidSettingError: if a setting has a value it cannot have
     """
@@ -284,6 +284,7 @@ def get_task(name: str, **settings: Any) -> Task:
                 own[key] = _bounds(f"learning_rates of {key} on task {name}", value)
         settings[merged] = own
     given = [key for key in ("budget", "epochs") if settings.get(key) is not None]
+    given = [key for key in given if len(given) == 1 or settings[key] != known[key]] or given
     if len(given) == 1:
         settings = {**settings, "budget": None, "epochs": None, given[0]: settings[given[0]]}
     elif not given:

@@ -7,30 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive
+from gns.deciding.action_modes import ActionMode, get_mode
+from gns.errors import InvalidSettingError, require_count, require_positive
 from gns.features.schemas import get_schema
 from gns.schedules.profiles import get_profile
-
-PER_LAYER = "per-layer"
-ACTION_MODES: tuple[str, ...] = ("profile", "recursive", "anchored", "gns-paper", PER_LAYER)
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
     """How actions become rates. Part of every policy file.
 
-    With ``z`` the progress and ``a`` the action in [-1, 1]:
-
-    - ``profile``: rate = level * f(z), and level <- level * base^a at a decision;
-    - ``recursive``: rate <- rate * base^a;
-    - ``anchored``: rate = initial * f(z) * exp(strength * a), forgetting earlier actions;
-    - ``gns-paper``: rate <- rate * (1 + a), as in the released code of Xiong et al. (ICLR 2022);
-    - ``per-layer``: as ``profile``, and besides each layer l has an action b_l. A parameter group's rate is multiplied
-      by layer_base^(mean of b_l over its layers - mean over the layers of all groups) until the next decision.
-
-    :param mode: one of :data:`ACTION_MODES`
-    :param profile: name of f for ``profile`` and ``anchored``, see :mod:`gns.schedules.profiles`
-    :param base: largest factor of one decision in ``profile``, ``recursive`` and ``per-layer``
+    :param mode: a name in :data:`gns.deciding.action_modes.ACTION_MODES`, which says what an action does in each
+    :param profile: name of f in modes that have a profile, see :mod:`gns.schedules.profiles`
+    :param base: largest factor of one decision in modes whose action a multiplies the rate by base^a
     :param first_base: that of the first decision, which may have decades of wrong initial rate to undo; None: ``base``
     :param decide_first: whether the decision before the first update does anything; False: the first interval has the
         initial rate, as in methods that look at a run before they decide, and the next decision is the first
@@ -59,12 +48,11 @@ class DecisionConfig:
     features: str = "gns-1"
 
     def __post_init__(self) -> None:
-        if self.mode not in ACTION_MODES:
-            raise UnknownNameError("action mode", self.mode, ACTION_MODES)
+        get_mode(self.mode)
         get_profile(self.profile)
         if not get_schema(self.features).node and self.per_layer:
             raise InvalidSettingError(
-                f"mode is {PER_LAYER!r} and features {self.features!r} have none of layers; expected a schema with "
+                f"mode is {self.mode!r} and features {self.features!r} have none of layers; expected a schema with "
                 "features of layers, such as 'gns-1', or another mode."
             )
         for name in ("base", "strength", "layer_base", "min_lr", "max_lr"):
@@ -85,16 +73,28 @@ class DecisionConfig:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
 
     @property
+    def action_mode(self) -> ActionMode:
+        """What an action does."""
+        return get_mode(self.mode)
+
+    @property
     def per_layer(self) -> bool:
         """Whether each layer has an action besides the shared one."""
-        return self.mode == PER_LAYER
+        return self.action_mode.by_layer is not None
 
-    def largest_factor(self, decided_at: int) -> float:
-        """Return what an action of 1 multiplies the rate by in ``profile``, ``recursive`` and ``per-layer``.
+    def acts(self, decided_at: int) -> bool:
+        """Return whether a decision does anything.
 
         :param decided_at: update of the decision before this one; negative: there was none
         """
-        if decided_at < 0 and not self.decide_first:
+        return decided_at >= 0 or self.decide_first
+
+    def largest_factor(self, decided_at: int) -> float:
+        """Return what an action of 1 multiplies the rate by, in modes whose action a multiplies it by base^a.
+
+        :param decided_at: update of the decision before this one; negative: there was none
+        """
+        if not self.acts(decided_at):
             return 1.0
         first = decided_at < 0 or (decided_at == 0 and not self.decide_first)
         return self.first_base or self.base if first else self.base

@@ -21,15 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.deciding.config import ACTION_MODES, DecisionConfig, Observation
+from gns.deciding.action_modes import ACTION_MODES
+from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.rate_control import RateControl, initial_rate
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
-from gns.features.moments import group_of_each, optimizer_kind
-from gns.features.schemas import OPTIMIZER_KINDS, SUM_G2, SUM_U2, RunStatistics, compute_features, get_schema
+from gns.features.moments import as_real, group_of_each, optimizer_kind
+from gns.features.schemas import compute_features, get_schema
+from gns.features.statistics import OPTIMIZER_KINDS, SUM_G2, SUM_U2, RunStatistics
 from gns.features.sums import read_sums
+from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
-from gns.parallel.distributed import all_reduced, is_distributed, local, local_optimizer, shares, whole
+from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,7 +47,7 @@ class DecisionCore(RateControl):
     """Decides on, and keeps, the learning rates of one training run.
 
     :param model: the model being trained
-    :param optimizer: its optimizer. In mode ``per-layer`` its groups are what has multipliers of its own, see
+    :param optimizer: its optimizer. Where layers have actions, its groups are what has multipliers of its own, see
         :func:`gns.graph.layer_groups.parameter_groups`
     :param graph: layer graph of the model
     :param budget: number of updates T of the run
@@ -111,11 +114,11 @@ class DecisionCore(RateControl):
             )
         statistics = self._collect()
         if needed:
-            figures = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
+            figures: Any = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
         gradient = float(np.sqrt(statistics.sums[:, SUM_G2].sum()))
-        self.saw(statistics.losses, bool(statistics.finite), gradient)
+        self.note_observation(statistics.losses, bool(statistics.finite), gradient)
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
@@ -135,16 +138,16 @@ class DecisionCore(RateControl):
             else:
                 group["lr"] = rate
         if self._kind == "other" and self._memory.interval_updates == self._interval_length() - 1:
-            self._before_last = [local(p.detach()).clone() for p in self._parameters]
+            self._before_last = [as_real(local(p.detach())).clone() for p in self._parameters]
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, whole(loss.detach())
+        memory, loss = self._memory, gathered(loss.detach())
         if self._losses is None:
             self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
         self._losses[memory.interval_updates].copy_(loss)
         if self._before_last is not None:
-            changes = torch._foreach_sub([local(p.detach()) for p in self._parameters], self._before_last)
+            changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
             per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
             self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
             self._before_last = None
@@ -213,7 +216,8 @@ class DecisionCore(RateControl):
         if self._sharded:
             parameters = [local(p.detach()) for p in self._parameters]
             optimizer = local_optimizer(optimizer, self._parameters, parameters)
-        read = read_sums(optimizer, parameters, present, memory.steps)
+        schema, groups = get_schema(self.config.features), self.optimizer.param_groups
+        read = read_sums(optimizer, parameters, present, memory.steps, schema.products)
         table, measured, losses = self._on_host(read.sums)
         initial = self._of_tensors(self.initial_lrs)
         if self._measured is not None:
@@ -231,6 +235,10 @@ class DecisionCore(RateControl):
             budget=np.asarray(self.budget, dtype=np.float64),
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
+            settings={
+                name: self._of_tensors([float(SETTINGS[name](self._kind, group)) for group in groups])
+                for name in schema.settings
+            },
         )
 
     def _of_tensors(self, of_groups: list[float]) -> np.ndarray:

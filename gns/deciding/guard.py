@@ -11,10 +11,11 @@ import numpy as np
 
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
+from gns.features.statistics import counted_losses
 
 # What a run that stays where it began is told by; measured, see docs/scheduler.md.
 _DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER = 2, 4, 0.1, 0.5, 8.0, 0.02
-_STEEPER = 100.0
+_STEEPER = 20.0
 
 
 class Judgement(Enum):
@@ -64,7 +65,7 @@ class Watch:
     :param rollbacks: how often it was taken back
     :param peak: highest level that three losses in a row have reached, since the start or the last rollback
     :param doubts: intervals in a row, up to the last, in which it stayed where it began
-    :param gradient: largest norm of a gradient that was pending in a good state
+    :param gradient: norm of the gradient that was pending when it was judged last, and went on
     """
 
     rollbacks: int = 0
@@ -76,10 +77,11 @@ class Watch:
         """Judge the interval that was observed last; once an interval, since it counts.
 
         A run has diverged if a loss, gradient, parameter or optimizer state is not finite, if its mean loss rose above
-        ``loss_multiple`` times the first one, or if it rose and then stayed where it began for two intervals, as a
-        network does whose units are dead: see :func:`stays_where_it_began`. Doubtful is one whose loss ends too high
-        for an interval, or whose pending gradient is a hundred times as large as that of any good state: to go back there
-        would be to diverge at any rate.
+        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it rose and
+        then stayed where it began for two intervals, as a network does whose units are dead: see
+        :func:`stays_where_it_began`. It is doubtful if it stayed there for one, if a loss of the last quarter is as
+        high, or if the pending gradient is twenty times as large as at the last decision: to go back to such a state
+        would be to diverge again at any rate.
 
         Without a guard a loss that is only high is no end: the run is lost where something is not finite.
 
@@ -92,16 +94,17 @@ class Watch:
             return Judgement.GOOD
         if not guard.enabled:
             return Judgement.GOOD if control.finite else Judgement.LOST
-        high = ends_high(control, guard.loss_multiple)
-        bad = diverged(control, guard.loss_multiple) or (high and (last or control.finished))
+        end = _counted(control)[-math.ceil(len(control.observed_losses) / 4) :]
+        limit = guard.loss_multiple - 1.0
+        bad = diverged(control, guard.loss_multiple) or ((last or control.finished) and _too_high(control, end, limit))
         if not bad and control.observed_losses.size:
             self.peak = max(self.peak, lasting_peak(control.observed_losses))
             self.doubts = self.doubts + 1 if stays_where_it_began(control, self.peak) else 0
         if not bad and self.doubts < _DOUBTS:
-            if self.doubts or high or control.observed_gradient > _STEEPER * self.gradient > 0.0:
-                return Judgement.DOUBTFUL
-            self.gradient = max(self.gradient, control.observed_gradient)
-            return Judgement.GOOD
+            steeper = control.observed_gradient > _STEEPER * self.gradient > 0.0
+            self.gradient = control.observed_gradient
+            doubtful = self.doubts or steeper or any(_too_high(control, loss, limit) for loss in end)
+            return Judgement.DOUBTFUL if doubtful else Judgement.GOOD
         self.rollbacks, self.peak, self.doubts = self.rollbacks + 1, -math.inf, 0
         return Judgement.TAKE_BACK if self.rollbacks <= guard.max_rollbacks else Judgement.LOST
 
@@ -109,28 +112,14 @@ class Watch:
 def diverged(control: RateControl, loss_multiple: float) -> bool:
     """Say whether the interval that was observed last is not finite, or its loss rose too far.
 
+    One outlier that the run has come back from is no divergence.
+
     :param control: of the run, which has just been observed
     :param loss_multiple: how many times its start the mean loss may reach
     :raises OutOfOrderError: before any observation
     """
-    losses = control.observed_losses
-    if not control.finite:
-        return True
-    # Of a positive start a multiple; a loss that starts at or below 0 may rise by as much.
-    return bool(losses.size) and bool(losses.mean() > _above_start(control, loss_multiple - 1.0))
-
-
-def ends_high(control: RateControl, loss_multiple: float) -> bool:
-    """Say whether the last quarter of the interval observed last has a mean loss too high for an interval.
-
-    At the end of a run it has diverged.
-
-    :param control: of the run, which has just been observed
-    :param loss_multiple: as for :func:`diverged`
-    """
-    losses = control.observed_losses
-    last = losses[-math.ceil(len(losses) / 4) :]
-    return bool(losses.size) and bool(last.mean() > _above_start(control, loss_multiple - 1.0))
+    losses = _counted(control)
+    return not control.finite or _too_high(control, losses, loss_multiple - 1.0)
 
 
 def stays_where_it_began(control: RateControl, peak: float) -> bool:
@@ -159,8 +148,18 @@ def lasting_peak(losses: np.ndarray) -> float:
     return float(np.minimum(np.minimum(losses[:-2], losses[1:-1]), losses[2:]).max())
 
 
+def _counted(control: RateControl) -> np.ndarray:
+    losses = control.observed_losses
+    return losses[counted_losses(losses, np.ones(len(losses), dtype=bool), control.memory.first_loss)]
+
+
+def _too_high(control: RateControl, losses: np.ndarray, share: float) -> bool:
+    """Say whether the mean of losses lies above the first by more than a share of its size; of none it does not."""
+    return bool(losses.size) and bool(losses.mean() > _above_start(control, share))
+
+
 def _above_start(control: RateControl, share: float) -> float:
-    """Return the first loss of a run plus a share of its size."""
+    """Return the first loss of a run plus a share of its size: a multiple of it, where it is positive."""
     start = control.memory.start_loss
-    start = float(control.observed_losses[0]) if math.isnan(start) else start
+    start = float(_counted(control)[0]) if math.isnan(start) else start
     return start + share * max(abs(start), 1e-8)

@@ -16,38 +16,38 @@ from torch import Tensor
 
 from gns.deciding.config import DecisionConfig
 from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
-from gns.schedules.profiles import get_profile
+from gns.features.statistics import usual_losses
 
 
 @dataclass
 class Memory:
-    """Everything that must be remembered between updates; the whole of its ``state_dict``."""
+    """What a run's decisions remember between updates, all of which is in a state dict."""
 
     update: int = 0
     steps: int = 0
     decided_at: int = -1
     scale: float = 1.0  # factor on the initial rates, before the profile
-    anchor: float = 1.0  # what rollbacks have left of the rate that mode "anchored" returns to
+    anchor: float = 1.0  # what rollbacks have left of the initial scale, to which some modes return at each decision
     first_loss: float = math.nan
     start_loss: float = math.nan
     previous_loss: float = math.nan
     rolled_back: bool = False
     interval_updates: int = 0
-    layer_actions: list[float] = field(default_factory=list)  # of the last decision, one a layer; mode "per-layer" only
+    layer_actions: list[float] = field(default_factory=list)  # of the last decision, where layers have any
 
 
 class RateControl:
     """Keeps the scale of one run's rates.
 
     Rates of parameter groups keep their ratios: group i has ``initial_i * factor``. A factor of 1 leaves the initial
-    rates as they are, bit for bit. In mode ``per-layer`` every decision gives each group a multiplier besides.
+    rates as they are, bit for bit. Where layers have actions, every decision gives each group a multiplier besides.
 
     :param budget: number of updates T of the run
     :param config: how actions become rates
     :param initial_lrs: initial rate of each parameter group
     :param steps: updates that the optimizer's state holds already
-    :param layers: in mode ``per-layer``, how many layers there are, and which of them each parameter group holds, by
-        number; None: no layer is known, and the shared rate is all there is
+    :param layers: how many layers there are, and which of them each parameter group holds, by number; read in modes
+        in which layers have actions. None: no layer is known, and the shared rate is all there is
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
     """
 
@@ -63,10 +63,9 @@ class RateControl:
         self.interval = config.interval(budget)
         self.budget = int(budget)
         self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
-        constant = config.mode in ("recursive", "gns-paper")
-        self._profile = get_profile("constant" if constant else config.profile)
+        self._profile = config.action_mode.profile(config)
         self._hold(layers)
-        self._memory = Memory(steps=steps, layer_actions=[0.0] * self._layers.shape[1])
+        self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
@@ -98,14 +97,14 @@ class RateControl:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the first parameter group for the coming update; in mode ``per-layer`` without its multiplier."""
+        """Rate of the first parameter group for the coming update, without a multiplier of its own."""
         return self._rate(self.initial_lrs[0], self.factor)
 
     @property
     def group_factors(self) -> list[float]:
         """Factor on the initial rate of each parameter group for the coming update, within bounds."""
         shared, config = self.factor, self.config
-        if not self._memory.layer_actions:
+        if self._of_layers is None:
             return [shared] * len(self.initial_lrs)
         return [
             min(max(shared * multiplier, config.min_lr / initial), config.max_lr / initial)
@@ -114,26 +113,20 @@ class RateControl:
 
     @property
     def multipliers(self) -> list[float]:
-        """Factor of each parameter group beside the shared one; 1 in all modes but ``per-layer``."""
-        actions = self._memory.layer_actions
-        if not actions:
+        """Factor of each parameter group beside the shared one; 1 where layers have no actions."""
+        if self._of_layers is None:
             return [1.0] * len(self.initial_lrs)
-        return (self.config.layer_base ** (self._layers @ np.array(actions))).tolist()
+        return self._of_layers.of(self._memory.layer_actions)
 
     def shared_rate(self, rates: Sequence[float]) -> float:
-        """Return :attr:`learning_rate` where the parameter groups have such rates.
-
-        In mode ``per-layer`` the first group's multiplier is taken out by what holds of all groups': their geometric
-        mean over layers is 1, unless a bound cut one off.
-        """
-        if not any(self._held):
+        """Return :attr:`learning_rate` where the parameter groups have such rates."""
+        if self._of_layers is None:
             return rates[0]
-        changes = np.log(np.array(rates) / np.array(self.initial_lrs))
-        return self.initial_lrs[0] * math.exp(np.average(changes, weights=self._held))
+        return self.initial_lrs[0] * self._of_layers.shared_factor(np.array(rates) / np.array(self.initial_lrs))
 
     @property
     def steps(self) -> int:
-        """Updates the model holds: those done less those undone."""
+        """Updates that the model's weights come from: those done less those that rollbacks undid."""
         return self._memory.steps
 
     @property
@@ -164,7 +157,7 @@ class RateControl:
 
     # ------------------------------------------------------------------ decisions
 
-    def saw(self, losses: np.ndarray, finite: bool, gradient: float = 0.0) -> None:
+    def note_observation(self, losses: np.ndarray, finite: bool, gradient: float = 0.0) -> None:
         """Note what was observed of the run as it is now.
 
         :param losses: of the updates since the last decision or rollback, (k,)
@@ -177,8 +170,8 @@ class RateControl:
     def decide(self, action: float | np.ndarray) -> float:
         """Take a decision and begin a new interval.
 
-        :param action: number in [-1, 1]; what lies outside is clipped. In mode ``per-layer`` an array (1 + L,) of such:
-            the shared action and that of each layer; a number alone is the shared one, and layers have no multipliers
+        :param action: number in [-1, 1]; what lies outside is clipped. Where layers have actions, an array (1 + L,) of
+            such: the shared action and that of each layer; a number alone is the shared one, and those of layers are 0
         :return: the multiplier it put on the scale of the rates
         :raises InvalidSettingError: if the action is not finite, or has another number of entries
         :raises OutOfOrderError: if no decision is due
@@ -189,15 +182,12 @@ class RateControl:
             )
         memory, config = self._memory, self.config
         shared, layers = self._parts(action)
-        acts = memory.decided_at >= 0 or config.decide_first
-        action = shared if acts else 0.0
-        memory.layer_actions = layers if acts else [0.0] * len(layers)
-        before = memory.scale
-        if config.mode == "anchored":
-            memory.scale = memory.anchor * math.exp(config.strength * action)
+        memory.layer_actions = layers if config.acts(memory.decided_at) else [0.0] * len(layers)
+        before, mode = memory.scale, config.action_mode
+        multiplier = mode.multiplier(shared, config, memory.decided_at)
+        if mode.from_initial:
+            memory.scale = memory.anchor * multiplier
         else:
-            base = config.largest_factor(memory.decided_at)
-            multiplier = 1.0 + action if config.mode == "gns-paper" else base**action
             memory.scale = min(max(before * multiplier, self._bounds[0]), self._bounds[1])
         self._close_interval()
         memory.decided_at = memory.update
@@ -247,9 +237,7 @@ class RateControl:
     # ------------------------------------------------------------------ inside
 
     def _hold(self, layers: tuple[int, Sequence[Sequence[int]]] | None) -> None:
-        count, held = layers if layers is not None and self.config.per_layer else (0, [[] for _ in self.initial_lrs])
-        self._held = [len(own) for own in held]
-        self._layers = _around_their_mean(count, held)
+        self._of_layers = None if layers is None else self.config.action_mode.multipliers(self.config, *layers)
 
     def _parts(self, action: float | np.ndarray) -> tuple[float, list[float]]:
         """Return the shared action and those of the layers, clipped."""
@@ -280,9 +268,10 @@ class RateControl:
         memory = self._memory
         losses = self._losses_of_interval() if memory.interval_updates else None
         if losses is not None:
-            memory.previous_loss = float(losses.mean())
-            if math.isnan(memory.first_loss):
-                memory.first_loss, memory.start_loss = memory.previous_loss, float(losses[0])
+            usual = losses[usual_losses(losses, np.ones(len(losses), dtype=bool), memory.first_loss)]
+            memory.previous_loss = float(usual.mean()) if usual.size else math.nan
+            if math.isnan(memory.first_loss) and usual.size:
+                memory.first_loss, memory.start_loss = memory.previous_loss, float(usual[0])
         memory.interval_updates = 0
 
     def _losses_of_interval(self) -> np.ndarray | None:
@@ -294,21 +283,6 @@ class RateControl:
 def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
     """Values of a profile at every update of a budget and at its end, (budget + 1,)."""
     return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
-
-
-def _around_their_mean(count: int, held: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return what makes exponents of groups from actions of layers: mean of its own less mean over those of all groups.
-
-    :param held: numbers of the layers that each of G groups holds
-    :return: (G, count); a group without layers has the exponent 0
-    """
-    matrix = np.zeros((len(held), count))
-    total = sum(map(len, held))
-    for row, own in zip(matrix, held, strict=True):
-        row[list(own)] = 1.0 / max(len(own), 1)
-    share = np.bincount([layer for own in held for layer in own], minlength=count)[:count] / max(total, 1)
-    matrix[[bool(own) for own in held]] -= share
-    return matrix
 
 
 def initial_rate(rate: Any, config: DecisionConfig) -> float:

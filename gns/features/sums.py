@@ -1,5 +1,8 @@
 """Sums over weights, gradients and optimizer state, at the cost of about one update of the optimizer.
 
+What is summed stands in :mod:`gns.features.statistics`; a feature schema may ask for products beside these, see
+:class:`gns.features.schema.FeatureSchema`.
+
 Two ways to the same figures. :func:`foreach_sums` is the readable one: momentum, second moment and coming update of
 whole tensors, then their sums. It makes some fifteen passes over memory, and temporaries as large as the model. That
 is right for small models and for accelerators, where calls cost more than passes. :func:`piecewise_sums` goes through
@@ -18,20 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.features.moments import counted_steps, first_momentum, optimizer_kind, read_alike, read_moments, split_alike
-from gns.features.schemas import NUM_SUMS, tensor_sums
+from gns.features.moments import as_real, optimizer_kind, read_moments, real_state, split_alike
+from gns.features.statistics import NUM_SUMS
+from gns.features.update_rules import adam_scales, counted_steps, first_momentum, is_decoupled, read_alike
 
 PIECEWISE_FROM = 2**18  # scalars in all: below, calls cost more than memory
 _PIECE, _PIECE_OF_THREAD = 2**17, 2**15  # scalars; PyTorch gives no thread fewer
 _State = dict[str, Any]
+_Products = Sequence[tuple[str, str]]  # of gns.features.schema.PRODUCT_FACTORS
 
 
 @dataclass(frozen=True)
 class Sums:
     """What a decision reads of P tensors.
 
-    :param sums: float32 (P, :data:`gns.features.schemas.NUM_SUMS`) on the tensors' device; columns as in
-    :mod:`gns.features.schemas`
+    :param sums: float32 (P, :data:`gns.features.statistics.NUM_SUMS` + Q) on the tensors' device; columns as in
+        :mod:`gns.features.statistics`, then the Q products asked for
     :param momentum_scale: float64 (P,), see :class:`gns.features.moments.Moments`
     :param second_scale: float64 (P,), likewise
     """
@@ -41,45 +46,118 @@ class Sums:
     second_scale: np.ndarray
 
 
-class _Read(NamedTuple):
-    """What is read of a piece; the coming update is ``factor * update``."""
+class _Piece(NamedTuple):
+    """What is read of the state of a piece; the coming update is ``factor * update``."""
 
     momentum: Tensor | None
     second: Tensor | None
     update: Tensor | None
     factor: float
-    momentum_scale: float
-    second_scale: float
+    momentum_scale: Any
+    second_scale: Any
 
 
 # Of weight, gradient and state of a piece, with four buffers of its size, the first to be left alone.
-_Reader = Callable[[Tensor, Tensor, _State, Sequence[Tensor]], _Read]
+_Reader = Callable[[Tensor, Tensor, _State, Sequence[Tensor]], _Piece]
 
 
 def read_sums(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], steps: int
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    steps: int,
+    products: _Products = (),
 ) -> Sums:
     """Return the sums of P tensors in the way that suits them, without waiting for a device.
 
     :param parameters: P tensors; those the optimizer does not hold have a coming update of 0
     :param gradients: their pending gradients; None where there is none, and then no update comes either
     :param steps: updates done so far, used where the optimizer does not count them itself
+    :param products: what the feature schema asks for beside the first :data:`gns.features.statistics.NUM_SUMS`
     """
     if sum(p.numel() for p in parameters) >= PIECEWISE_FROM and _all_plain(optimizer, parameters, gradients):
         piece = max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads())
-        return piecewise_sums(optimizer, parameters, gradients, steps, piece)
-    return foreach_sums(optimizer, parameters, gradients, steps)
+        return piecewise_sums(optimizer, parameters, gradients, steps, piece, products)
+    return foreach_sums(optimizer, parameters, gradients, steps, products)
+
+
+# ---------------------------------------------------------------------- by whole tensors
 
 
 def foreach_sums(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], steps: int
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    steps: int,
+    products: _Products = (),
 ) -> Sums:
     """Return what :func:`read_sums` does, by whole tensors."""
     moments = read_moments(optimizer, parameters, gradients, steps)
-    weights = [p.detach() for p in parameters]
-    present = [g.detach() if g is not None else torch.zeros_like(w) for g, w in zip(gradients, weights, strict=True)]
-    sums = tensor_sums(weights, present, moments.momenta, moments.seconds, moments.updates)
+    weights = [as_real(p.detach()) for p in parameters]
+    pairs = zip(gradients, weights, strict=True)
+    present = [as_real(g.detach()) if g is not None else torch.zeros_like(w) for g, w in pairs]
+    sums = tensor_sums(weights, present, moments.momenta, moments.seconds, moments.updates, products)
     return Sums(sums, moments.momentum_scale, moments.second_scale)
+
+
+def tensor_sums(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    seconds: Sequence[Tensor] | None,
+    updates: Sequence[Tensor] | None,
+    products: _Products = (),
+) -> Tensor:
+    """Return the sums of P parameter tensors on their own device, without synchronising with the host.
+
+    :param weights: P tensors
+    :param gradients: gradients, of the same shapes
+    :param momenta: momentum of the optimizer, or None if it keeps none (yet)
+    :param seconds: second moments, or None: the squared gradient stands in
+    :param updates: the coming update at a learning rate of 1, or None if it is not known
+    :param products: further sums, of products of two of these
+    :return: float32 tensor (P, NUM_SUMS + Q)
+    """
+    squares = [_powsum(weights, 2), _powsum(gradients, 1), _powsum(gradients, 2)]
+    zeros = torch.zeros_like(squares[0])
+    columns = [
+        _total(weights),
+        *squares,
+        _dot(gradients, momenta) if momenta is not None else zeros,
+        _powsum(momenta, 2) if momenta is not None else zeros,
+        _total(seconds) if seconds is not None else squares[2],
+        _powsum(updates, 2) if updates is not None else zeros,
+    ]
+    factors = {"weight": weights, "gradient": gradients, "momentum": momenta, "second": seconds, "update": updates}
+    if products and seconds is None:
+        factors["second"] = torch._foreach_mul(_wide(gradients), _wide(gradients))
+    for left, right in products:
+        a, b = factors[left], factors[right]
+        columns.append(_dot(a, b) if a is not None and b is not None else zeros)
+    return torch.stack(columns, dim=-1)
+
+
+def _powsum(tensors: Sequence[Tensor], power: int) -> Tensor:
+    """Sum of ``|x|^power`` of each tensor: (P,)."""
+    return torch.stack(list(torch._foreach_powsum(list(tensors), power, dtype=torch.float32)))
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of each tensor: (P,)."""
+    return torch.stack([t.sum(dtype=torch.float32) for t in tensors])
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Sum of the products of each pair of tensors: (P,)."""
+    return _total(torch._foreach_mul(_wide(left), _wide(right)))
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """At least float32: products of half-precision numbers soon leave their range."""
+    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+
+
+# ---------------------------------------------------------------------- in pieces
 
 
 @torch.no_grad()
@@ -89,36 +167,38 @@ def piecewise_sums(
     gradients: Sequence[Tensor | None],
     steps: int,
     piece: int,
+    products: _Products = (),
 ) -> Sums:
     """Return what :func:`read_sums` does, piece by piece; pieces are added up in float64.
 
     :param piece: scalars of a piece
     """
-    known, scratch = optimizer_kind(optimizer), torch.empty(4, piece).unbind()
+    known, scratch = optimizer_kind(optimizer), torch.empty(4, piece, dtype=torch.float32, device="cpu").unbind()
     momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
-    cells: list[Tensor] = []
-    rows: list[int] = []
+    sums_of_pieces: list[Tensor] = []
+    tensor_of_pieces: list[int] = []
     parts = [(known, group, chosen) for group, chosen in split_alike(optimizer, parameters, gradients)]
     held = {i for _, _, chosen in parts for i in chosen}
     parts.append(("other", {}, [i for i in range(len(parameters)) if i not in held]))
     for kind, group, chosen in parts:
-        states = [optimizer.state.get(parameters[i], {}) if i in held else {} for i in chosen]
+        states = [real_state(optimizer, parameters[i]) if i in held else {} for i in chosen]
         if kind == "other":  # what stands for momentum is chosen for all alike
-            momenta = first_momentum(states, [parameters[i] for i in chosen])
+            momenta = first_momentum(states, [as_real(parameters[i]) for i in chosen])
             states = [{"momentum_buffer": m} for m in momenta] if momenta else [{}] * len(chosen)
-        read = _adam_reader(kind, group, states, [parameters[i] for i in chosen], steps)
+        read = _adam_reader(kind, group, states, [as_real(parameters[i]) for i in chosen], steps)
         if read is None:
             read = partial(_read_any, kind, group, steps)
         for i, state in zip(chosen, states, strict=True):
             for w, g, piece_state in _pieces(parameters[i], gradients[i], state, piece):
                 buffers = scratch if len(w) == piece else [buffer[: len(w)] for buffer in scratch]
                 found = read(w, torch.zeros_like(w) if g is None else g, piece_state, buffers)
-                cells += _row(w, g, found, buffers[0])
-                rows.append(i)
+                sums_of_pieces += _sums_of_piece(w, g, found, buffers[0], products)
+                tensor_of_pieces.append(i)
                 momentum_scale[i], second_scale[i] = found.momentum_scale, found.second_scale
-    sums = torch.zeros(len(parameters), NUM_SUMS, dtype=torch.float64)
-    if rows:
-        sums.index_add_(0, torch.tensor(rows), torch.stack(cells).reshape(-1, NUM_SUMS).double())
+    sums = torch.zeros(len(parameters), NUM_SUMS + len(products), dtype=torch.float64, device="cpu")
+    if tensor_of_pieces:
+        parts_of_sums = torch.stack(sums_of_pieces).reshape(-1, sums.shape[1]).double()
+        sums.index_add_(0, torch.tensor(tensor_of_pieces, device="cpu"), parts_of_sums)
     return Sums(sums.float(), momentum_scale, second_scale)
 
 
@@ -140,6 +220,7 @@ def _pieces(
 
     Views, but for a tensor that lies in memory in another order than the parameter, which is copied.
     """
+    parameter, gradient = as_real(parameter), None if gradient is None else as_real(gradient)
     order = None
     if not parameter.is_contiguous():
         order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
@@ -156,9 +237,9 @@ def _pieces(
         yield w, g, state | {key: parts[place] for key, parts in large.items()}
 
 
-def _row(w: Tensor, g: Tensor | None, found: _Read, buffer: Tensor) -> list[Tensor]:
+def _sums_of_piece(w: Tensor, g: Tensor | None, found: _Piece, buffer: Tensor, products: _Products) -> list[Tensor]:
     """Return the sums of one piece, scalars in the order of the columns."""
-    zero = torch.zeros(())
+    zero = w.new_zeros((), dtype=torch.float32)
     w = w.float()
     sums_of_w = [w.sum(), torch.dot(w, w)]
     if g is None:
@@ -175,15 +256,27 @@ def _row(w: Tensor, g: Tensor | None, found: _Read, buffer: Tensor) -> list[Tens
     if found.update is not None and g is not None:
         u = found.update.float()
         sum_of_u2 = torch.dot(u, u) * found.factor**2
-    return [*sums_of_w, *sums_of_g, *sums_of_m, sum_of_v, sum_of_u2]
+    sums = [*sums_of_w, *sums_of_g, *sums_of_m, sum_of_v, sum_of_u2]
+    return [*sums, *_products_of_piece(w, g, found, products)] if products else sums
+
+
+def _products_of_piece(w: Tensor, g: Tensor | None, found: _Piece, products: _Products) -> list[Tensor]:
+    """Return the further sums of one piece."""
+    update = None if found.update is None or g is None else found.update.float() * found.factor
+    g = torch.zeros_like(w) if g is None else g.float()
+    second = g * g if found.second is None else found.second
+    factors = {"weight": w, "gradient": g, "momentum": found.momentum, "second": second, "update": update}
+    pairs = [(factors[left], factors[right]) for left, right in products]
+    zero = w.new_zeros((), dtype=torch.float32)
+    return [torch.dot(a.float(), b.float()) if a is not None and b is not None else zero for a, b in pairs]
 
 
 def _read_any(
     kind: str, group: dict[str, Any], steps: int, w: Tensor, g: Tensor, state: _State, _: Sequence[Tensor]
-) -> _Read:
+) -> _Piece:
     """Read a piece as whole tensors are read."""
-    ms, vs, us, scale, correction = read_alike(kind, group, [state], [w], [g], steps)
-    return _Read(ms[0] if ms else None, vs[0] if vs else None, us[0] if us else None, 1.0, scale, correction)
+    ms, vs, us, *scales = read_alike(kind, group, [state], [w], [g], steps)
+    return _Piece(ms[0] if ms else None, vs[0] if vs else None, us[0] if us else None, 1.0, *scales)
 
 
 def _adam_reader(
@@ -201,14 +294,13 @@ def _adam_reader(
     if beta2 < 0.1:  # the formula divides by it
         return None
     done = counted_steps(states[0]["step"], steps) if all("exp_avg" in state for state in states) else 0
-    decoupled = kind == "adamw" or bool(group.get("decoupled_weight_decay", False))
-    decay = float(group["weight_decay"])
+    decoupled, decay = is_decoupled(kind, group), float(group["weight_decay"])
     c = ((1.0 - beta2 ** (done + 1)) / beta2) ** 0.5 if done else 1.0
     factor = c / (1.0 - beta1 ** (done + 1)) if done else 1.0
     small = c * float(group["eps"])
-    scales = (1.0 / (1.0 - beta1**done), 1.0 / (1.0 - beta2**done)) if done else (1.0, 1.0)
+    scales = adam_scales(group, done)
 
-    def read(w: Tensor, g: Tensor, state: _State, buffers: Sequence[Tensor]) -> _Read:
+    def read(w: Tensor, g: Tensor, state: _State, buffers: Sequence[Tensor]) -> _Piece:
         _, direction, n, s = buffers
         if decay and not decoupled:
             g = torch.add(g, w, alpha=decay, out=direction)
@@ -223,6 +315,6 @@ def _adam_reader(
             torch.div(g, torch.abs(g, out=s).add_(small), out=n)
         if decay and decoupled:
             n.add_(w, alpha=decay / factor)
-        return _Read(m, v, n, factor, *scales)
+        return _Piece(m, v, n, factor, *scales)
 
     return read

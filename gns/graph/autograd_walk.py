@@ -18,12 +18,16 @@ _HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward")
 
 @dataclass
 class Walk:
-    """What the walk found: layers in order of use, edges, and the layers seen to enter an opaque operation."""
+    """What the walk found: layers in order of use, edges, and the layers seen to enter an opaque operation.
+
+    ``applied_by`` has the operations that apply the parameters of each layer to data, in order.
+    """
 
     order: dict[str, None] = field(default_factory=dict)
     edges: set[tuple[str, str]] = field(default_factory=set)
     opaque: bool = False
     inside: set[str] = field(default_factory=set)
+    applied_by: dict[str, list[str]] = field(default_factory=dict)
 
 
 _Layers = dict[str, None]  # an ordered set of layer names
@@ -68,6 +72,8 @@ def walk_back(roots: Iterable[Any], layer_of: Mapping[int, str]) -> Walk:
             reach[operation] = weights
             walk.order.update(weights)
             walk.edges.update((source, layer) for source in sources for layer in weights)
+            for layer in weights:
+                walk.applied_by.setdefault(layer, []).append(name)
         else:
             reach[operation] = sources
     for root in roots:  # a loss of parameters alone: layers without edges

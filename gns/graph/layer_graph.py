@@ -9,7 +9,7 @@ that owns the parameter and contracts every operation that owns none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, ValuesView
+from collections.abc import Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +29,22 @@ _ATTENTION_NAMES = re.compile(
     r"(^|[._])(attn|attention|self_attn|q_proj|k_proj|v_proj|o_proj|query|key|value|qkv|c_attn|in_proj)([._]|$)",
     re.IGNORECASE,
 )
+# Operations that make a layer of an unknown class what it is, such as a product with a bare parameter.
+_OPERATIONS: dict[str, tuple[str, ...]] = {
+    "conv": ("ConvolutionBackward", "MkldnnConvolutionBackward"),
+    "linear": (
+        "MmBackward",
+        "AddmmBackward",
+        "BmmBackward",
+        "BaddbmmBackward",
+        "MvBackward",
+        "AddmvBackward",
+        "DotBackward",
+        "EmbeddingBagBackward",
+    ),
+    "embedding": ("EmbeddingBackward",),
+    "norm": ("NativeLayerNormBackward", "NativeBatchNormBackward", "NativeGroupNormBackward"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +57,8 @@ class LayerGraph:
     :param types: one of :data:`NODE_TYPES` for each node
     :param edges: int64 array of shape (2, E), sources above targets
     :param parameters: names of the trainable parameters of each node, as in ``named_parameters()``
-    :param tensor_sizes: number of scalars of each parameter tensor, node after node (P tensors); of all its shards
+    :param tensor_sizes: number of scalars of each parameter tensor, node after node (P tensors); of all its shards. A
+        complex number is two
     :param depths: float array (L,): longest path from an input, scaled to [0, 1]
     """
 
@@ -118,9 +135,9 @@ class LayerGraph:
             )
         flat = [name for names in self.parameters for name in names]
         for name, size in zip(flat, self.tensor_sizes, strict=True):
-            if by_name[name].numel() != size:
+            if _scalars(by_name[name]) != size:
                 raise LayerGraphError(
-                    f"{name} has {by_name[name].numel():,} scalars in this model and {size:,} in the graph. Expected "
+                    f"{name} has {_scalars(by_name[name]):,} scalars in this model and {size:,} in the graph. Expected "
                     "a model of the architecture the graph was taken from; take the graph anew."
                 )
         return [[by_name[name] for name in names] for names in self.parameters]
@@ -249,10 +266,10 @@ def layer_graph(model: nn.Module, outputs: Any) -> LayerGraph:
             by_layer[_owner(name)].append(name)
     return LayerGraph(
         names=tuple(layer or "(root)" for layer in order),
-        types=tuple(_node_type(model, layer) for layer in order),
+        types=tuple(_node_type(model, layer, walk.applied_by.get(layer, ())) for layer in order),
         edges=edges.copy(),
         parameters=tuple(tuple(by_layer[layer]) for layer in order),
-        tensor_sizes=tuple(trainable[name].numel() for layer in order for name in by_layer[layer]),
+        tensor_sizes=tuple(_scalars(trainable[name]) for layer in order for name in by_layer[layer]),
         depths=_depths(len(order), edges),
     )
 
@@ -280,13 +297,20 @@ def _named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name.replace("_orig_mod.", ""): sharded.get(id(p), p) for name, p in model.named_parameters()}
 
 
+def _scalars(parameter: Tensor) -> int:
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
+
+
 def _owner(parameter_name: str) -> str:
     """Return the path of the module that owns a parameter; a parametrized weight belongs to the module it shapes."""
     return re.sub(r"(^|\.)parametrizations\..*$", "", parameter_name.rpartition(".")[0])
 
 
-def _node_type(model: nn.Module, layer: str) -> str:
-    """Return the type of a layer: by class, by the class's name, then by its place in the model."""
+def _node_type(model: nn.Module, layer: str, applied_by: Sequence[str]) -> str:
+    """Return the type of a layer: by class, by the class's name, by its place in the model, then by what it does.
+
+    :param applied_by: operations of autograd that apply its parameters to data
+    """
     parent = module = model
     for part in layer.split(".") if layer else []:
         parent, module = module, unwrap(getattr(module, part))
@@ -299,11 +323,14 @@ def _node_type(model: nn.Module, layer: str) -> str:
         return "conv"
     if "norm" in kind.lower():
         return "norm"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if isinstance(module, nn.EmbeddingBag):
+        return "linear"  # a matrix product with the counts of a bag's tokens; tokens in order are another thing
+    if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "recurrent"
-    return "other"
+    found = (t for t, operations in _OPERATIONS.items() if any(name.startswith(operations) for name in applied_by))
+    return next(found, "other")
 
 
 def _depths(num_nodes: int, edges: np.ndarray) -> np.ndarray:

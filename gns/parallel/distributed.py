@@ -52,7 +52,7 @@ def local(tensor: Any, like: Any = None) -> Any:
     return tensor.to_local()
 
 
-def whole(tensor: Any) -> Tensor:
+def gathered(tensor: Any) -> Tensor:
     """Return a tensor as a plain one with all its numbers, which communicates unless every process has them all."""
     return tensor.full_tensor() if is_distributed(tensor) else tensor
 

@@ -6,34 +6,24 @@ the rate; a policy of another schema or version is refused with a :class:`~gns.e
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import (
-    ModelCard,
-    ModelCardData,
-    PyTorchModelHubMixin,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-)
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from gns.deciding.decision import DecisionConfig, Observation
 from gns.errors import GNSError, PolicyFormatError
 from gns.features.schemas import get_schema
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES, check_weights, parse_json, read_bounded, shown
+from gns.policy.finding import CONFIG_FILE, WEIGHTS_FILE, find_policy
 from gns.policy.network import NO_GRAPH, GNSNetwork, NetworkConfig, batch_observations, network_for
+from gns.policy.trained_on import TrainedOn
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _LARGEST_WEIGHT = 1e6  # larger ones could overflow float32 on the way to an action
-_MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_FILE_BYTES}
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,7 @@ class PolicyConfig:
     :param feature_names: node and global features it was trained on, checked against the schema when it is loaded
     :param format_version: version of this format
     :param training: what it was trained on, for the model card: plain JSON values
+    :param trained_on: what kinds of runs it was trained on; not in the files of earlier versions
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -52,6 +43,7 @@ class PolicyConfig:
     feature_names: dict[str, list[str]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     training: dict[str, Any] = field(default_factory=dict)
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     def __post_init__(self) -> None:
         if self.network.features != self.decision.features:
@@ -93,6 +85,7 @@ class PolicyConfig:
             parts = {
                 "network": _build(NetworkConfig, data["network"]),
                 "decision": _build(DecisionConfig, data["decision"]),
+                "trained_on": TrainedOn.from_dict(data.get("trained_on", {})),
             }
             return cls(**{**data, **parts})
         except PolicyFormatError:
@@ -150,18 +143,22 @@ class GNSPolicy(
         super().__init__()
         self.config = config or PolicyConfig()
         self._hub_mixin_config = self.config
-        self.network = GNSNetwork(self.config.network)
+        self.network = GNSNetwork(self.config.network).float()  # whatever torch.set_default_dtype says
+        self._type_ids = self.config.trained_on.type_ids()
 
     @torch.no_grad()
     def act(self, observation: Observation) -> Any:
         """Return the deterministic action for one observation of L layers, as the decision core takes it.
 
-        Dropout is off whatever mode the module is in.
+        Dropout is off whatever mode the module is in. A layer of a type that the policy was not trained on is read as
+        one of the nearest type that it was, see :meth:`gns.policy.trained_on.TrainedOn.read_as`.
 
         :return: a float in [-1, 1]; in action mode ``per-layer`` float64 (1 + L,): the shared one, then each layer's
         """
         training = self.training
         self.eval()
+        if self._type_ids is not None:
+            observation = replace(observation, node_types=self._type_ids.take(observation.node_types, mode="clip"))
         mean, layers = self.network.actions(batch_observations([observation]))
         self.train(training)
         return float(mean[0, 0]) if layers is None else torch.cat([mean[0], layers]).double().numpy()
@@ -194,13 +191,13 @@ class GNSPolicy(
         a branch or tag may be moved. Files too large for a policy are refused before they are fetched.
 
         :param pretrained_model_name_or_path: folder with ``config.json`` (at most 1 MiB) and ``model.safetensors`` (at
-            most 256 MiB), or a Hub id
+            most 256 MiB), or a Hub id, see :func:`gns.policy.finding.find_policy`
         :param revision: commit, tag or branch of a Hub id; of no effect on a folder
         :param kwargs: ``cache_dir``, ``force_download``, ``local_files_only``, ``token`` for a Hub id
         :raises PolicyFormatError: if a file is missing, damaged or too large, or of another schema or version
         """
-        source, wanted = str(pretrained_model_name_or_path), {"revision": revision, **kwargs}
-        config_file, weights_file = (_locate(source, name, wanted) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        files = find_policy(pretrained_model_name_or_path, revision=revision, **kwargs)
+        config_file, weights_file = files[CONFIG_FILE], files[WEIGHTS_FILE]
         try:
             data = parse_json(read_bounded(config_file, MAX_CONFIG_BYTES))
         except ValueError as error:
@@ -221,7 +218,9 @@ class GNSPolicy(
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
-        return asdict(self.config)
+        data = asdict(self.config)
+        data["trained_on"] = {key: list(v) if isinstance(v, tuple) else v for key, v in data["trained_on"].items()}
+        return data
 
 
 def _load_weights(path: Path, config: PolicyConfig) -> dict[str, Tensor]:
@@ -239,43 +238,3 @@ def _load_weights(path: Path, config: PolicyConfig) -> dict[str, Tensor]:
             f"{path} holds no weights for this policy ({type(error).__name__}: {error}). Expected an undamaged "
             "safetensors file that belongs to the config beside it; copy or download the policy again."
         ) from error
-
-
-def _locate(source: str, name: str, kwargs: dict[str, Any]) -> Path:
-    """Return the local path of a policy's file, from a folder or the Hub."""
-    folder = Path(source)
-    if os.path.isdir(source):
-        if not os.path.isfile(folder / name):
-            raise PolicyFormatError(
-                f"{folder} has no {name}. Expected a folder written by save_pretrained with {CONFIG_FILE} and "
-                f"{WEIGHTS_FILE}; pickled checkpoints are not read."
-            )
-        return folder / name
-    try:
-        if not kwargs.get("local_files_only"):
-            _check_remote_size(source, name, kwargs)
-        return Path(hf_hub_download(repo_id=source, filename=name, **kwargs))
-    except PolicyFormatError:
-        raise
-    except RemoteEntryNotFoundError as error:
-        raise PolicyFormatError(f"The Hub repository {source!r} has no {name}; expected a GNS policy.") from error
-    except Exception as error:
-        raise PolicyFormatError(
-            f"No policy at {source!r}: it is no folder here, and the Hub did not give it ({type(error).__name__}: "
-            f"{error}). Check the path or the id, or the network."
-        ) from error
-
-
-def _check_remote_size(source: str, name: str, kwargs: dict[str, Any]) -> None:
-    """Refuse a file of the Hub that is too large for a policy, before it fills the disk."""
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        url = hf_hub_url(source, name, revision=kwargs.get("revision"))
-        size = get_hf_file_metadata(url, token=kwargs.get("token")).size
-    except Exception:  # the Hub's client raises several kinds
-        return  # the download itself says what is wrong, or finds the file in the cache
-    if size is not None and size > _MAX_BYTES[name]:
-        raise PolicyFormatError(
-            f"{name} of {source!r} has {size:,} bytes on the Hub; expected at most {_MAX_BYTES[name]:,} for a policy."
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +20,42 @@ FLOAT_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}  # by safetensors' names
 _SHOWN = 200
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most ``limit`` bytes.
+def own_file(path: Path) -> Path:
+    """Return where a file of a folder really lies, links followed.
 
-    :raises PolicyFormatError: if it is larger, no regular file, or cannot be read
+    :raises PolicyFormatError: if it is no regular file, or a link leads out of the folder. In a cache of the Hub's
+        client the files of a snapshot are links to the blobs of its repository, which count as in it
     """
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise PolicyFormatError(f"{path} is no regular file; expected one of a policy's.")
-        if about.st_size > limit:
-            raise PolicyFormatError(f"{path} has {about.st_size:,} bytes; expected at most {limit:,} for a policy.")
-        with path.open("rb") as file:
+        folder, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
+        raise PolicyFormatError(f"{path} cannot be read ({error}); expected a file of a policy.") from error
+    if not regular:
+        raise PolicyFormatError(f"{path} is no regular file; expected one of a policy's.")
+    blobs = [folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else []
+    if real.parent not in [folder, *blobs]:
+        raise PolicyFormatError(
+            f"{path} is a link out of its folder, to {real}; expected a file of the policy's own. Copy the file there."
+        )
+    return real
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes, see :func:`own_file`.
+
+    :raises PolicyFormatError: if it is larger, no such file, or cannot be read
+    """
+    real = own_file(path)
+    try:
+        # What took its place since is not followed, and not waited for.
+        handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode):
+                raise PolicyFormatError(f"{path} is no regular file; expected one of a policy's.")
+            if about.st_size > limit:
+                raise PolicyFormatError(f"{path} has {about.st_size:,} bytes; expected at most {limit:,} for a policy.")
             content = file.read(about.st_size + 1)  # a buffer of that size is made at once
     except OSError as error:
         raise PolicyFormatError(f"{path} cannot be read ({error}); expected a file of a policy.") from error

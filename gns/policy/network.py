@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gns.deciding.config import PER_LAYER, DecisionConfig, Observation
+from gns.deciding.action_modes import modes_by_layer
+from gns.deciding.config import DecisionConfig, Observation
 from gns.errors import InvalidSettingError, UnknownNameError
 from gns.features.schemas import get_schema
 from gns.policy.convolution import MessageCache, convolve
@@ -75,7 +76,8 @@ class NetworkConfig:
             )
             raise InvalidSettingError(
                 f"per_layer is true and {problem}; actions of layers need embeddings of layers. Choose one of "
-                f"{', '.join(CONVOLUTIONS)} and features such as 'gns-1', or another action mode than {PER_LAYER!r}."
+                f"{', '.join(CONVOLUTIONS)} and features such as 'gns-1', or another action mode than "
+                f"{modes_by_layer()}."
             )
         for name in ("type_embedding", "hidden", "head"):
             value = getattr(self, name)
@@ -96,7 +98,7 @@ def network_for(network: NetworkConfig, decision: DecisionConfig) -> NetworkConf
     if network.per_layer and not decision.per_layer:
         raise InvalidSettingError(
             f"The network has per_layer = true, for which mode {decision.mode!r} has no use; set env.decision.mode to "
-            f"{PER_LAYER!r}, or agent.network.per_layer to false."
+            f"{modes_by_layer()}, or agent.network.per_layer to false."
         )
     return replace(network, per_layer=True) if decision.per_layer else network
 

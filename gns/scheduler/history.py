@@ -16,16 +16,6 @@ from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 
-# Features of layers that are no plain numbers: what they are read as, and the factor and shift that lead there.
-READABLE: dict[str, tuple[str, float, float]] = {
-    "log_weight_rms": ("rms weight, log10", 1.0, -1.0),
-    "log_gradient_rms": ("rms gradient, log10", 2.0, -3.0),
-    "gradient_momentum_agreement": ("cosine of gradient and momentum", 1.0, 0.0),
-    "log_gradient_signal_to_noise": ("signal over noise of the gradient, log10", 1.0, -1.0),
-    "log_update_over_weight": ("update over weight, log10", 1.5, -3.0),
-    "log_size": ("parameters, log10", 2.0, 3.0),
-    "depth": ("depth", 0.5, 0.5),
-}
 KINDS = ("rates", "layers", "graph")
 DEFAULT_FEATURE = "log_update_over_weight"
 POINTS = 10_000  # of a rate path
@@ -121,7 +111,7 @@ class RunHistory:
         return [(start, r.update, r.loss) for start, r in pairs if r.loss is not None and r.update > start]
 
     def layer_values(self, feature: str = DEFAULT_FEATURE) -> tuple[np.ndarray, np.ndarray]:
-        """Return a feature of every layer over time, as it is read (:data:`READABLE`).
+        """Return a feature of every layer over time, before it was scaled for the policy.
 
         :return: int (n,), updates done at each record that has features of layers, rollbacks left out, and float
             (L, n)
@@ -130,7 +120,8 @@ class RunHistory:
         :raises UnknownNameError: if there is no such feature
         """
         self.require_records()
-        names = get_schema(self.decision.features).node
+        schema = get_schema(self.decision.features)
+        names = schema.node
         if feature not in names:
             raise UnknownNameError("feature of layers", feature, names)
         numbers = [n for n in sorted(self.layers) if not self.records[n].rollback]
@@ -139,10 +130,9 @@ class RunHistory:
                 "No features of layers were recorded, which pictures of layers need; make the scheduler with "
                 "GNSScheduler(..., record_layers=True)."
             )
-        _, factor, shift = READABLE.get(feature, (feature, 1.0, 0.0))
         column = names.index(feature)
         values = np.stack([self.layers[n][:, column].astype(np.float64) for n in numbers], axis=1)
-        return np.array([self.records[n].update for n in numbers]), factor * values + shift
+        return np.array([self.records[n].update for n in numbers]), schema.feature(feature).inverse(values)
 
     def require_records(self) -> None:
         """Pass a history that has records.

@@ -6,14 +6,15 @@ import copy
 import hashlib
 import json
 import logging
-import os
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from gns.errors import InvalidSettingError, PolicyFormatError
 from gns.features.schemas import get_schema
-from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE, GNSPolicy
+from gns.policy.artefact import GNSPolicy
+from gns.policy.finding import CONFIG_FILE
 
 _logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parents[1] / "pretrained"
@@ -33,15 +34,10 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
                 "trained policy (train_agent.py writes such a folder)."
             )
         policy = BUNDLED
-        _logger.warning("The bundled policy decides; what it was trained on, and where it fails: %s/README.md", BUNDLED)
+        _tell_of_bundled()
     if isinstance(policy, GNSPolicy):
         found = copy.deepcopy(policy)
     elif isinstance(policy, str | Path) and str(policy):
-        if os.path.isfile(policy):  # False where a name is too long for one
-            raise PolicyFormatError(
-                f"{policy} is a file; expected the folder of a policy, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a "
-                "Hub id. Pickled checkpoints are not read."
-            )
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # a new network draws its initial weights
             found = GNSPolicy.from_pretrained(policy)
     else:
@@ -53,6 +49,12 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
             "scheduler has no such data. Use a policy of schema 'gns-1', or evaluate.py for this one."
         )
     return found.cpu().eval().requires_grad_(False)
+
+
+@cache
+def _tell_of_bundled() -> None:
+    """Log what decides, once a process."""
+    _logger.warning("The bundled policy decides; what it was trained on, and where it fails: %s/README.md", BUNDLED)
 
 
 def fingerprint(policy: GNSPolicy) -> str:

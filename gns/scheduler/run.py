@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig, Judgement, Watch
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import LayerGraphError, StateError
-from gns.features.moments import group_of_each
+from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
 from gns.parallel.distributed import group_of_run, ranks_of
@@ -213,7 +214,17 @@ class ScheduledRun:
         self._guarded = GuardedRun(core, guard, self._watch)
         if core.update:
             self._guarded.keep()  # of a run that goes on, where it goes on
+        if not core.update:
+            self._log_outside(self.policy.config.trained_on.outside(self.graph, optimizer_kind(optimizer), self.budget))
         return core
+
+    def _log_outside(self, found: list[str]) -> None:
+        """Say that the run is none like those that the policy was trained on, where it is not."""
+        if found:
+            _logger.warning(
+                "This run is outside of what the policy was trained on, and its rates may be far off: %s.",
+                "; ".join(found),
+            )
 
     # ------------------------------------------------------------------ its decisions
 
@@ -234,7 +245,10 @@ class ScheduledRun:
             _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
         with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
             action = self.policy.act(observation)
+        known = core.memory.first_loss
         multiplier = core.decide(action)
+        if math.isnan(known) and (unusual := self.policy.config.trained_on.unusual_loss(core.memory.first_loss)):
+            self._log_outside([unusual])
         self._record(core, multiplier, float(np.ravel(action)[0]), features, observation.nodes)
         return True
 

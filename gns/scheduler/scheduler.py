@@ -24,10 +24,13 @@ from gns.scheduler.hooks import attach, is_share, left_out, loss_in, unscale, wi
 from gns.scheduler.losses import Losses, scalar
 from gns.scheduler.policy_source import frozen_policy
 from gns.scheduler.run import ScheduledRun, require_that_it_trains
-from gns.scheduler.state import require_state_of
+from gns.scheduler.state_check import require_state_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_OWN_STATE = ("last_epoch", "base_lrs", "_pending", "_step_count", "_last_lr")  # the rest of its state is the run's
 
 
 def _of_run(name: str) -> Any:
@@ -307,13 +310,14 @@ class GNSScheduler(LRScheduler):
         """Go on from a :meth:`state_dict`, whose budget, bounds and layer graph take the place of those given.
 
         :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
+        :raises LayerGraphError: if it is of another model
+        :raises StateError: if it is damaged; nothing is changed then
         """
-        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups))
+        require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
         self._run.load_state_dict(state_dict)
         self._applying = False
         self._losses.clear()
-        own = vars(self)
-        own.update({name: value for name, value in state_dict.items() if name in own})
+        vars(self).update({name: state_dict[name] for name in _OWN_STATE})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""

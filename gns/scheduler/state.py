@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from gns.errors import InvalidSettingError
 from gns.graph.layer_graph import LayerGraph, trainable_parameters
 from gns.parallel.distributed import agree
-from gns.policy.artefact import GNSPolicy
-from gns.scheduler.policy_source import fingerprint
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,28 +49,6 @@ def graph_of_first_rank(
     device = next(iter(trainable_parameters(model).values())).device
     plain = agree({**given, "graph": own}, "graph", group, device)
     return graph if plain == own else None if plain is None else graph_from_plain(plain)
-
-
-def require_state_of(state: Mapping[str, Any], policy: GNSPolicy, groups: int) -> None:
-    """Pass the state dict of a scheduler with this policy, whose optimizer has so many parameter groups.
-
-    :raises InvalidSettingError: on any other
-    """
-    if missing := {"core", "policy", "decision", "budget"} - set(state):
-        raise InvalidSettingError(
-            f"This state dict lacks {sorted(missing)}; expected one of a GNSScheduler. Load that of the scheduler "
-            "that the run was begun with."
-        )
-    if state["policy"] != fingerprint(policy):
-        raise InvalidSettingError(
-            "The state dict is of a run with another policy; expected the one given. Make the scheduler with the "
-            "policy the run was begun with, or begin a new schedule without the state dict."
-        )
-    if len(state["base_lrs"]) != groups:
-        raise InvalidSettingError(
-            f"The state dict has {len(state['base_lrs'])} parameter groups and the optimizer {groups}; expected as "
-            "many. Make the optimizer as it was."
-        )
 
 
 def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -101,12 +101,12 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     budget = _whole(plain["budget"], "budget")
     decision = DecisionConfig(**plain["decision"])
     decision.interval(budget)
-    records = tuple(_record(record, budget) for record in plain["records"])
+    records = tuple(checked_record(record, budget) for record in plain["records"])
     if not records:
         raise ValueError("it has no records")
     if any(one.update > other.update for one, other in pairwise(records)):
         raise ValueError("its records are not in order")
-    graph = None if plain["graph"] is None else _graph(plain["graph"])
+    graph = None if plain["graph"] is None else checked_graph(plain["graph"])
     width, layers = len(get_schema(decision.features).node), {}
     for number, values in plain["layers"]:
         layers[_whole(number, "the number of a record")] = array = np.array(values, dtype=np.float32)
@@ -120,7 +120,11 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     return history
 
 
-def _graph(plain: dict[str, Any]) -> LayerGraph:
+def checked_graph(plain: dict[str, Any]) -> LayerGraph:
+    """Return the layer graph in what :func:`gns.scheduler.state.plain_graph` returned.
+
+    :raises LookupError, TypeError, ValueError: if it is damaged
+    """
     graph = graph_from_plain(plain)
     count = len(graph.names)
     texts = [*graph.names, *(name for names in graph.parameters for name in names)]
@@ -137,7 +141,11 @@ def _graph(plain: dict[str, Any]) -> LayerGraph:
     return graph
 
 
-def _record(plain: dict[str, Any], budget: int) -> DecisionRecord:
+def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:
+    """Return one of the records of a history, as plain values.
+
+    :raises LookupError, TypeError, ValueError: if it is damaged
+    """
     record = DecisionRecord(**plain)
     if _whole(record.update, "update") > budget:
         raise ValueError(f"a record is of update {record.update}, beyond the budget of {budget}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gns.errors import InvalidSettingError
-from gns.scheduler.history import READABLE
+from gns.features.schemas import get_schema
 
 if TYPE_CHECKING:
     from gns.scheduler.history import RunHistory
@@ -70,7 +70,7 @@ def draw_layers(history: RunHistory, path: str | Path | None, feature: str) -> A
     for record in history.records:
         if record.rollback:
             axis.axvline(record.update, color=_ROLLBACK, linewidth=1.2, linestyle=":")
-    figure.colorbar(image, ax=axis).set_label(READABLE.get(feature, (feature,))[0], fontsize=8)
+    figure.colorbar(image, ax=axis).set_label(_label(history, feature), fontsize=8)
     return _finished(figure, path)
 
 
@@ -83,10 +83,14 @@ def draw_graph(history: RunHistory, path: str | Path | None, feature: str, decis
             f"layers were recorded at {len(updates)} decisions."
         )
     assert history.graph is not None
-    label = READABLE.get(feature, (feature,))[0]
+    label = _label(history, feature)
     axis = history.graph.plot(values=values[:, decision], label=label)
     axis.set_title(f"{label}, after {updates[decision]} updates", fontsize=9)
     return _finished(axis.figure, path)
+
+
+def _label(history: RunHistory, feature: str) -> str:
+    return get_schema(history.decision.features).feature(feature).plot_label
 
 
 def _finished(figure: Any, path: str | Path | None) -> Any:

@@ -15,20 +15,13 @@ from typing import Any
 from gns.deciding.config import DecisionConfig
 from gns.errors import PolicyFormatError
 from gns.features.schemas import get_schema
-from gns.policy.artefact import CONFIG_FILE, WEIGHTS_FILE, GNSPolicy
-from gns.policy.files import MAX_FILE_BYTES
+from gns.policy.artefact import GNSPolicy
+from gns.policy.files import MAX_FILE_BYTES, own_file, read_bounded
+from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_policy
 from gns.tools.console import print_line, print_table
 
-CARD_FILE = "README.md"
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _MAX_SCANNED_BYTES = 2**20  # pickles of protocols 0 and 1 have no mark at their start and are read to their end
-_MODES = {
-    "profile": "rate = level * f(t/T), level <- level * {base:g}^a; f: {profile}",
-    "recursive": "rate <- rate * {base:g}^a",
-    "anchored": "rate = initial * f(t/T) * exp({strength:g} a); f: {profile}",
-    "gns-paper": "rate <- rate * (1 + a)",
-    "per-layer": "rate = level * f(t/T) * {layer_base:g}^(b - mean b), level <- level * {base:g}^a; f: {profile}",
-}
 
 
 def inspect_policy(source: str, revision: str | None = None) -> tuple[dict[str, Any], PolicyFormatError | None]:
@@ -58,13 +51,17 @@ def inspect_policy(source: str, revision: str | None = None) -> tuple[dict[str, 
 def describe_file(path: Path) -> dict[str, Any]:
     """Return name, size in bytes, sha256 and kind of a file: the latter ``None`` where it is missing or too large.
 
-    A kind is ``"pickle"``, ``"safetensors"``, ``"text"`` or ``"unknown"``, told from the content.
+    A kind is ``"pickle"``, ``"safetensors"``, ``"text"`` or ``"unknown"``, told from the content; ``"link"`` of what
+    lies elsewhere, which is not read.
     """
     described: dict[str, Any] = {"name": path.name, "bytes": None, "sha256": None, "kind": None}
     if path.is_file():
-        described["bytes"] = path.stat().st_size
+        try:
+            described["bytes"] = own_file(path).stat().st_size
+        except PolicyFormatError:
+            return described | {"kind": "link"}
         if described["bytes"] <= MAX_FILE_BYTES:
-            content = path.read_bytes()
+            content = read_bounded(path, MAX_FILE_BYTES)
             described.update(sha256=hashlib.sha256(content).hexdigest(), kind=kind_of(content))
     return described
 
@@ -100,7 +97,8 @@ def print_policy(report: dict[str, Any]) -> None:
             ("held-out data", "a pass before every decision" if features["needs_validation"] else "not needed"),
         ]
         print_table("settings", ("", ""), rows)
-        training = [(key, _text(value)) for key, value in report["training"].items()]
+        training = [(key.replace("_", " "), _text(value)) for key, value in report["trained_on"].items()]
+        training += [(key, _text(value)) for key, value in report["training"].items()]
         print_table("trained on", ("", ""), training or [("not recorded", "")])
     if "files" in report:
         print_table("files", ("name", "bytes", "kind", "sha256"), [_file_row(row) for row in report["files"]])
@@ -122,16 +120,7 @@ def _folder(source: str, revision: str | None) -> Path:
             f"{source} is {what}. Expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, as save_pretrained writes, "
             "or a Hub id."
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
-    except Exception as error:  # the Hub's client raises several kinds
-        raise PolicyFormatError(
-            f"No policy at {source!r}: it is no folder here, and the Hub did not give it ({type(error).__name__}: "
-            f"{error}). Check the path or the id, or the network."
-        ) from error
+    return find_policy(source, card=True, revision=revision)[CONFIG_FILE].parent
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -170,7 +159,7 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "action": {
             "mode": config.decision.mode,
-            "formula": formula_of(config.decision),
+            "formula": config.decision.action_mode.described(config.decision),
             "min_lr": config.decision.min_lr,
             "max_lr": config.decision.max_lr,
         },
@@ -182,18 +171,9 @@ def _describe(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
         "network": {**described["network"], "parameters": sum(p.numel() for p in policy.parameters())},
         "decision": described["decision"],
         "training": described["training"],
+        "trained_on": described["trained_on"],
         "pickles": pickles,
     }
-
-
-def formula_of(decision: DecisionConfig) -> str:
-    """Return what an action ``a`` does to the rate, with this policy's numbers."""
-    text = _MODES[decision.mode].format(**asdict(decision))
-    if decision.first_base is not None and decision.mode in ("profile", "recursive", "per-layer"):
-        text += f"; {decision.first_base:g}^a at the first decision"
-    if not decision.decide_first:
-        text += "; as it is in the first interval"
-    return text
 
 
 def decision_rule(decision: DecisionConfig) -> str:
@@ -226,7 +206,7 @@ def _is_pickle(content: bytes) -> bool:
 
 def _file_row(file: dict[str, Any]) -> tuple[str, str, str, str]:
     if file["bytes"] is None:
-        return file["name"], "", "MISSING", ""
+        return file["name"], "", file["kind"] or "MISSING", ""
     return file["name"], f"{file['bytes']:,}", file["kind"] or "not read", file["sha256"] or "too large"
 
 

@@ -16,7 +16,7 @@ from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
 from gns.scheduler.policy_source import BUNDLED
 from gns.tools.console import print_line, print_table
-from gns.tools.inspect_policy import decision_rule, formula_of
+from gns.tools.inspect_policy import decision_rule
 
 _SGDM_MOMENTUM = 0.9
 _SHOWN_SETTINGS = ("momentum", "nesterov", "betas", "eps", "weight_decay")
@@ -122,7 +122,7 @@ def describe_decisions(budget: int, policy: str | None) -> tuple[dict[str, Any],
         "interval": interval,
         "last_interval": budget - (count - 1) * interval,
         "rule": decision_rule(config),
-        "formula": formula_of(config),
+        "formula": config.action_mode.described(config),
         "min_lr": config.min_lr,
         "max_lr": config.max_lr,
         "training": loaded.training,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.learning_rate_env import EnvConfig, Episode, LearningRateEnv
+from envs.env_config import EnvConfig
+from envs.episode import Episode
+from envs.learning_rate_env import LearningRateEnv
 from gns.deciding.guard import GuardConfig
 from gns.policy.artefact import GNSPolicy
 

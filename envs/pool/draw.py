@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from envs.batched.composite import forward_operations
+from envs.pool.data import MIXINGS, DataSpec, Images, Mixture, Source, Teacher, Text, load
+from envs.pool.models import ACTIVATIONS, FAMILIES, NetworkSpec, Pretraining, fine_tuned
 from envs.tasks.base import FINE_TUNING, FROM_SCRATCH, Metric, Task, accuracy, all_parameters, cross_entropy
 from envs.tasks.glue import mean_squared_error
-from envs.tasks.pool_data import MIXINGS, DataSpec, Images, Mixture, Source, Teacher, Text, load
-from envs.tasks.pool_models import ACTIVATIONS, FAMILIES, NetworkSpec, Pretraining, fine_tuned
 from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class PoolConfig:
     :param size: number of tasks; 0: none
     :param seed: seed of all of them
     :param sources: names in :data:`SOURCES`
-    :param families: names in :data:`envs.tasks.pool_models.FAMILIES`
+    :param families: names in :data:`envs.pool.models.FAMILIES`
     :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
     :param noisy: share of classification tasks with label noise, of 0 to 0.3
     :param rescaled: share of tasks whose inputs are multiplied by 0.1 to 10, and shifted
@@ -126,8 +127,6 @@ def draw_pool(config: PoolConfig) -> list[Task]:
 
 
 def _draw(config: PoolConfig, number: int) -> Task:
-    from envs.batched.composite import forward_operations  # which needs tasks itself
-
     draws = np.random.default_rng([config.seed, number, 0])
     source, family = _in_turn(config.kinds, config.seed, number, 1)
     optimizer = _in_turn(config.optimizers, config.seed, number, 2)

@@ -1,110 +1,39 @@
-"""Blocks of environments that workers hold, as one SB3 ``VecEnv`` that outlives its workers.
+"""Portions of environments that workers hold, as one SB3 ``VecEnv`` that outlives its workers.
 
-What a block does depends on the seeds of its environments alone, so that the number and kind of workers change no
+What a portion does depends on the seeds of its environments alone, so that the number and kind of workers change no
 result. A worker that dies or hangs costs the episodes it was running, no more.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
-import torch
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from envs.calls import NotCopyableError
+from envs.checked_vector import CheckedVecEnv
 from envs.engine import EngineConfig
-from envs.memory import keep_freed_memory, out_of_memory
 from envs.plain_state import loading
-from envs.vector_state import Seen, block_state, load_block_state, packed, states_for, unpacked, vector_state
+from envs.portions import Answer, Call
+from envs.vector_state import Seen, packed, states_for, unpacked, vector_state
 from gns.errors import StateError, WorkerError, WorkerLostError
 
 _LOGGER = logging.getLogger(__name__)
-START = 600.0  # seconds at least for a worker to be there and to make its block, where answers are waited for at all
-Call = tuple[str, tuple[Any, ...]]  # what a block is asked: a name in _CALLS, and arguments
-# Whether all went well, None where memory ran out; what was asked for, or the error's type and message.
-Answer = tuple[bool | None, Any]
-
-
-# ---------------------------------------------------------------------- in the worker
-
-
-def make_block(pickled: bytes) -> tuple[VecEnv | None, Answer]:
-    """Make a block in this process, from now on of one thread.
-
-    :param pickled: a function without arguments that returns it, by cloudpickle
-    :return: the block, or None if that raised; for whom asked (observation space, action space, render mode, process)
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    torch.set_flush_denormal(True)  # diverged runs fill with denormals, which are slow tenfold
-    try:
-        block = cloudpickle.loads(pickled)()
-        about = block.observation_space, block.action_space, block.get_attr("render_mode")[0], os.getpid()
-        return block, (True, about)
-    except BaseException as error:
-        return None, _failure(error)
-
-
-def ask_block(block: VecEnv, name: str, arguments: tuple[Any, ...]) -> Answer:
-    """Answer a call."""
-    try:
-        return True, _CALLS[name](block, *arguments)
-    except Exception as error:  # whoever asked raises it
-        return _failure(error)
-
-
-def _failure(error: BaseException) -> Answer:
-    return None if out_of_memory(error) else False, f"{type(error).__name__}: {error}"
-
-
-def _reset(block: VecEnv, seeds: list[int | None], options: list[dict[str, Any]]) -> Any:
-    block._seeds, block._options = seeds, options
-    return block.reset(), block.reset_infos
-
-
-def _step(block: VecEnv, actions: np.ndarray) -> Any:
-    return *block.step(actions), block.reset_infos
-
-
-def _load_state(block: VecEnv, data: bytes) -> tuple[str | None, list[dict[str, Any]]]:
-    """Let a block go on from a state; return why it is refused, if it is, and what was said at the last resets."""
-    try:
-        load_block_state(block, unpacked(data))
-    except StateError as refused:
-        return str(refused), []
-    return None, block.reset_infos
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "reset": _reset,
-    "step": _step,
-    "state": lambda block: packed(block_state(block)),
-    "load_state": _load_state,
-    "get_attr": lambda block, name, indices: block.get_attr(name, indices),
-    "set_attr": lambda block, name, value, indices: block.set_attr(name, value, indices),
-    "set_attrs": lambda block, values: [block.set_attr(name, value, [i]) for (name, i), value in values.items()],
-    "env_method": lambda block, name, indices, args, kwargs: block.env_method(name, *args, indices=indices, **kwargs),
-    "env_is_wrapped": lambda block, wrapper, indices: block.env_is_wrapped(wrapper, indices),
-}
-
-
-# ---------------------------------------------------------------------- outside
+START = 600.0  # seconds at least for a worker to be there and to make its portion, where answers are waited for at all
 
 
 class Worker(ABC):
-    """Something that holds a block and answers calls, one at a time. May be started again after :meth:`kill`."""
+    """Something that holds a portion and answers calls, one at a time. May be started again after :meth:`kill`."""
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to make the block; :meth:`receive` then gives :func:`make_block`'s answer."""
+        """Begin to make the portion; :meth:`receive` then gives :func:`make_portion`'s answer."""
 
     @abstractmethod
     def send(self, call: Call) -> None:
@@ -130,20 +59,19 @@ class Worker(ABC):
         """Let it end."""
 
 
-class BlocksVecEnv(VecEnv):
-    """Steps blocks of environments, each held by a worker.
+class RestartingVecEnv(CheckedVecEnv):
+    """Steps portions of environments, each held by a worker.
 
-    A worker that dies, runs out of memory or does not answer, is killed and started again: its block is made anew,
-    attributes set before are set again, and its environments are reset with seeds drawn from their last ones and the
-    number of the restart. Their running episodes are dropped. Each ends at the coming step with reward 0, ``dones``
-    True and ``dropped`` True in its info, which otherwise is the episode's last; the observation is the new episode's
-    first. Where the old one would have led is not known, so it counts as truncated where it was last seen:
-    ``terminal_observation`` is the last observation and ``TimeLimit.truncated`` True, so that an agent that bootstraps
-    there expects what it expected. What other workers do is not touched. Any other error that an environment raises is
-    no such loss: it is raised here.
+    A worker that dies, runs out of memory or does not answer is killed and started again. Its environments are made
+    anew, with the attributes that were set before, and reset with seeds drawn from their last ones and the number of
+    the restart. Their running episodes are dropped: at the coming step each has reward 0, ``dones`` True, and an info
+    with ``dropped`` True beside what was last told of it; the observation is the first of a new episode. A dropped
+    episode counts as truncated, since nobody knows how it would have ended: ``TimeLimit.truncated`` is True, and
+    ``terminal_observation`` is its last observation, from which an agent bootstraps. Other workers are not touched. An
+    error that an environment raises is no loss of a worker: it is raised here.
 
     :param workers: not yet started
-    :param places: numbers that the environments of each block have in this vector, every number once
+    :param places: numbers that the environments of each portion have in this vector, every number once
     :param engine: its ``timeout`` (:data:`START` at least for a start) and ``max_restarts`` count
     :raises WorkerError: if a worker cannot make its environments, later raises, or is lost once too often
     """
@@ -153,19 +81,19 @@ class BlocksVecEnv(VecEnv):
         self.restarts = [0] * len(workers)
         self._timeout, self._max_restarts = engine.timeout, engine.max_restarts
         self._workers = list(workers)
-        self._blocks = [list(block) for block in places]
-        order = [i for block in self._blocks for i in block]
-        self._positions = np.argsort(order)  # of every number in the answers of all blocks, one after the other
+        self._portions = [list(portion) for portion in places]
+        order = [i for portion in self._portions for i in portion]
+        self._positions = np.argsort(order)  # of every number in the answers of all portions, one after the other
         self._seen = Seen([None] * len(order))
-        # What was set by set_attr, by name and place in the block.
+        # What was set by set_attr, by name and place in the portion.
         self._attributes: list[dict[tuple[str, int], Any]] = [{} for _ in workers]
-        self._begun: dict[int, Any] = {}  # (observation, reset infos) of blocks made anew since the last step
+        self._begun: dict[int, Any] = {}  # (observation, reset infos) of portions made anew since the last step
         try:
             for worker in self._workers:
                 worker.start()
             made, lost = self._receive(range(len(self._workers)), start=True)
             if lost:
-                raise WorkerError(" ".join(f"Worker {n} {why}, making its block." for n, why in lost.items()))
+                raise WorkerError(" ".join(f"Worker {n} {why}, making its portion." for n, why in lost.items()))
         except BaseException:
             self.close()
             raise
@@ -179,8 +107,8 @@ class BlocksVecEnv(VecEnv):
         self._begun = {}
         answers = self._ask(
             {
-                number: ("reset", ([self._seeds[i] for i in block], [self._options[i] for i in block]))
-                for number, block in enumerate(self._blocks)
+                number: ("reset", ([self._seeds[i] for i in portion], [self._options[i] for i in portion]))
+                for number, portion in enumerate(self._portions)
             }
         )
         self.reset_infos = self._in_order([info for _, infos in answers for info in infos])
@@ -191,9 +119,14 @@ class BlocksVecEnv(VecEnv):
         return everything
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Send every worker its actions, but for those whose episodes were dropped since these were chosen."""
+        """Send every worker its actions, but for those whose episodes were dropped since these were chosen.
+
+        :raises ResetNeededError: before a reset
+        :raises InvalidActionError: if they are not finite numbers, as many as the action space has, of each environment
+        """
+        actions = self.checked_actions(actions, self._seen.observations is not None)
         self._waited_for = [number for number in range(len(self._workers)) if number not in self._begun]
-        self._unsent = self._send({number: ("step", (actions[self._blocks[number]],)) for number in self._waited_for})
+        self._unsent = self._send({number: ("step", (actions[self._portions[number]],)) for number in self._waited_for})
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for all workers."""
@@ -218,10 +151,10 @@ class BlocksVecEnv(VecEnv):
 
         :raises WorkerError: before :meth:`reset`
         """
-        answers = self._ask({number: ("state", ()) for number in range(len(self._blocks))})
+        answers = self._ask({number: ("state", ()) for number in range(len(self._portions))})
         groups = []
-        for block, answer in zip(self._blocks, answers, strict=True):
-            groups += [([block[i] for i in places], state) for places, state in unpacked(answer)]
+        for portion, answer in zip(self._portions, answers, strict=True):
+            groups += [([portion[i] for i in places], state) for places, state in unpacked(answer)]
         return vector_state(self.num_envs, groups, self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,7 +163,7 @@ class BlocksVecEnv(VecEnv):
         :raises StateError: if it is of other groups, tasks, optimizers or models, or damaged; some environments may
             have been changed then, and are to be reset
         """
-        shares = states_for(state, self.num_envs, self._blocks)
+        shares = states_for(state, self.num_envs, self._portions)
         answers = self._ask({number: ("load_state", (packed(share),)) for number, share in enumerate(shares)})
         if refused := [reason for reason, _ in answers if reason is not None]:
             raise StateError(refused[0])
@@ -238,6 +171,16 @@ class BlocksVecEnv(VecEnv):
         self._begun = {}
         with loading():
             self._seen.load_state_dict(state["seen"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled.
+
+        :raises NotCopyableError: always: workers are of this process
+        """
+        raise NotCopyableError(
+            f"{type(self).__name__} cannot be copied or pickled, since it holds workers of this process. Make another "
+            "one and give it the state_dict() of this one."
+        )
 
     def close(self) -> None:
         """End the workers."""
@@ -255,7 +198,7 @@ class BlocksVecEnv(VecEnv):
         """Set an attribute of the environments chosen, which keep it when their worker is started again."""
         self._call("set_attr", indices, attr_name, value)
         for number, local in self._chosen(indices).items():
-            self._attributes[number] |= {(attr_name, self._blocks[number].index(i)): value for i in local}
+            self._attributes[number] |= {(attr_name, self._portions[number].index(i)): value for i in local}
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call a method of the environments chosen."""
@@ -270,13 +213,13 @@ class BlocksVecEnv(VecEnv):
     def _chosen(self, indices: VecEnvIndices) -> dict[int, list[int]]:
         """Environments chosen, by worker."""
         chosen = [range(self.num_envs)[i] for i in self._get_indices(indices)]
-        found = {number: [i for i in chosen if i in block] for number, block in enumerate(self._blocks)}
+        found = {number: [i for i in chosen if i in portion] for number, portion in enumerate(self._portions)}
         return {number: local for number, local in found.items() if local}
 
     def _call(self, name: str, indices: VecEnvIndices, *before: Any, after: tuple[Any, ...] = ()) -> list[Any]:
         chosen = self._chosen(indices)
         calls: dict[int, Call] = {
-            number: (name, (*before, [self._blocks[number].index(i) for i in local], *after))
+            number: (name, (*before, [self._portions[number].index(i) for i in local], *after))
             for number, local in chosen.items()
         }
         results: dict[int, Any] = {}
@@ -363,20 +306,26 @@ class BlocksVecEnv(VecEnv):
         return answers, lost | unsent
 
     def _new_seeds(self, number: int) -> tuple[list[int | None], list[dict[str, Any]]]:
-        """Seeds and options of a block whose episodes were lost, drawn anew at every restart."""
-        seeds = [self._seen.seeds[i] for i in self._blocks[number]]
+        """Seeds and options of a portion whose episodes were lost, drawn anew at every restart."""
+        seeds = [self._seen.seeds[i] for i in self._portions[number]]
         return [None if s is None else _derived(s, self.restarts[number]) for s in seeds], [{} for _ in seeds]
 
     def _dropped(self, number: int, observation: Any, reset_infos: list[dict[str, Any]]) -> tuple[Any, ...]:
         """What a step of dropped episodes returns."""
-        block = self._blocks[number]
-        self.dropped_episodes += len(block)
+        portion = self._portions[number]
+        self.dropped_episodes += len(portion)
         infos = [
             self._seen.infos[i]
             | {"dropped": True, "TimeLimit.truncated": True, "terminal_observation": _row(self._seen.observations, i)}
-            for i in block
+            for i in portion
         ]
-        return observation, np.zeros(len(block), dtype=np.float32), np.ones(len(block), dtype=bool), infos, reset_infos
+        return (
+            observation,
+            np.zeros(len(portion), dtype=np.float32),
+            np.ones(len(portion), dtype=bool),
+            infos,
+            reset_infos,
+        )
 
     def _in_order(self, values: list[Any]) -> list[Any]:
         return [values[i] for i in self._positions]

@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from envs.pool.data import VOCABULARY, DataSpec, load, reproducible
 from envs.tasks.base import Task
-from envs.tasks.pool_data import VOCABULARY, DataSpec, load, reproducible
+from envs.training_run import TrainingRun
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -213,8 +214,6 @@ class Pretraining:
 @cache
 def pretrained_body(what: Pretraining) -> dict[str, Tensor]:
     """Return the state of a pretrained body, trained once a process; to be copied and never changed."""
-    from envs.training_run import TrainingRun  # which needs tasks itself
-
     data, build = partial(load, what.data), what.network.build
     task = Task("pretraining", data, build, batch_size=what.batch_size, budget=what.updates, loss=what.loss)
     with reproducible():

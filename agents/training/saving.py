@@ -1,0 +1,93 @@
+"""Saving the policy that a training made: whole or not at all, and elsewhere where it cannot be saved in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from gns.errors import CheckpointError, InvalidSettingError
+from gns.policy.artefact import GNSPolicy
+from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+
+POLICY = "policy"  # its folder within that of the training
+_FINISHED = "finished.json"  # names the training that the policy is of
+
+
+def save_policy(policy: GNSPolicy, folder: Path, identity: str) -> Path:
+    """Save what a training made, and note that it is finished.
+
+    It is written beside its place and renamed, so that a policy that was there is untouched until the new one is whole.
+
+    :param folder: of the training
+    :param identity: of the training, see :func:`agents.training.resuming.identity_of`
+    :return: the policy's folder
+    :raises CheckpointError: if it cannot be saved there, as on a full disk, naming where it was saved instead
+    """
+    target, beside = folder / POLICY, folder / f".{POLICY}.new"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        policy.save_pretrained(beside)
+        for path in beside.iterdir():
+            _synchronise(path)
+        if target.exists():
+            for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+                os.replace(beside / name, target / name)
+            beside.rmdir()
+        else:
+            beside.rename(target)
+        (folder / _FINISHED).write_text(json.dumps({"identity": identity}), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(
+            f"The policy cannot be saved in {target} ({error}). {_kept_elsewhere(policy, folder.name)} Make room; the "
+            "same command then goes on from its last checkpoint, and saves it there."
+        ) from error
+    return target
+
+
+def _kept_elsewhere(policy: GNSPolicy, name: str) -> str:
+    """Save a policy in the first place that takes it, and return a sentence that says which."""
+    for place in (Path(tempfile.gettempdir()), Path.home()):
+        try:
+            kept = tempfile.mkdtemp(prefix=f"gns-{name}-", dir=place)
+            policy.save_pretrained(kept)
+        except (OSError, SafetensorError):
+            continue
+        return f"It is kept in {kept}."
+    return "Nor can it in the folder for temporary files, or at home."
+
+
+def require_unfinished(folder: Path, identity: str) -> bool:
+    """Say whether a training is yet to be done: False if its policy is there already.
+
+    :param folder: of the training
+    :param identity: of the training
+    :raises InvalidSettingError: if the policy of another training is there
+    """
+    policy = folder / POLICY
+    if not (policy / WEIGHTS_FILE).exists():
+        return True
+    try:
+        known: Any = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known == identity:
+        return False
+    raise InvalidSettingError(
+        f"{policy} holds a finished policy, of a training with other settings or versions, which this one would take "
+        "the place of. Choose another name, or set overwrite=true."
+    )
+
+
+def _synchronise(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
