@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain_loop import small_task
 from torch import nn
 from torch.nn import functional as F
 
@@ -56,7 +55,7 @@ def test_a_run_that_rose_and_stays_where_it_began_has_diverged_after_two_interva
     "intervals",
     [
         [around(2.3)] * 9,  # learns nothing yet, and did not rise
-        [RISE, around(2.31), around(2.0), around(2.31)],  # comes back by itself
+        [RISE, around(2.31), around(2.2), around(2.31)],  # comes back by itself
         [RISE, *[around(2.1)] * 5],  # is better than it began
         [RISE, *[[2.9, 1.9, 2.6, 2.2, 2.8, 2.0]] * 5],  # noisy
         [[2.3, 2.3, 8.0, 2.3, 2.3, 2.3], *[around(2.31)] * 5],  # one bad batch
@@ -95,13 +94,13 @@ def test_dead_units_are_brought_back_to_life():
         config = EnvConfig(
             optimizers=("sgdm",), budgets=(100, 100), decision=decision, guard=GuardConfig(enabled=enabled)
         )
-        env = LearningRateEnv([small_task()], config)
-        env.reset(seed=0, options={"seed": 5, "learning_rate": 0.8})
-        start, terminated = env.evaluated.loss if hasattr(env, "evaluated") else env._evaluated.loss, False
+        env = LearningRateEnv(["digits_mlp"], config)
+        env.reset(seed=0, options={"seed": 5, "learning_rate": 1.5})
+        start, terminated = env.run.evaluate_reward_split().loss, False
         while not terminated:
             *_, terminated, _, info = env.step(np.zeros(1, dtype=np.float32))
         ends[enabled] = (info["reward_loss"], info["rollbacks"])
-    assert ends[False][0] > 0.95 * start and ends[True][1] >= 1
+    assert ends[False][0] > 0.9 * start and ends[True][1] >= 1
     assert ends[True][0] < 0.5 * start
 
 

@@ -14,7 +14,7 @@ from gns.errors import InvalidSettingError, require_positive
 from gns.features.statistics import counted_losses
 
 # What a run that stays where it began is told by; measured, see docs/scheduler.md.
-_DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER = 2, 4, 0.1, 0.5, 8.0, 0.02
+_DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER, _LEARNED = 2, 4, 0.1, 0.2, 4.0, 0.02, 0.2
 _STEEPER = 20.0
 
 
@@ -64,12 +64,14 @@ class Watch:
 
     :param rollbacks: how often it was taken back
     :param peak: highest level that three losses in a row have reached, since the start or the last rollback
+    :param best: lowest mean loss of an interval, since the start or the last rollback
     :param doubts: intervals in a row, up to the last, in which it stayed where it began
     :param gradient: norm of the gradient that was pending when it was judged last, and went on
     """
 
     rollbacks: int = 0
     peak: float = -math.inf
+    best: float = math.inf
     doubts: int = 0
     gradient: float = 0.0
 
@@ -77,7 +79,7 @@ class Watch:
         """Judge the interval that was observed last; once an interval, since it counts.
 
         A run has diverged if a loss, gradient, parameter or optimizer state is not finite, if its mean loss rose above
-        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it rose and
+        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it learned or rose and
         then stayed where it began for two intervals, as a network does whose units are dead: see
         :func:`stays_where_it_began`. It is doubtful if it stayed there for one, if a loss of the last quarter is as
         high, or if the pending gradient is twenty times as large as at the last decision: to go back to such a state
@@ -99,13 +101,14 @@ class Watch:
         bad = diverged(control, guard.loss_multiple) or ((last or control.finished) and _too_high(control, end, limit))
         if not bad and control.observed_losses.size:
             self.peak = max(self.peak, lasting_peak(control.observed_losses))
-            self.doubts = self.doubts + 1 if stays_where_it_began(control, self.peak) else 0
+            self.best = min(self.best, float(control.observed_losses.mean()))
+            self.doubts = self.doubts + 1 if stays_where_it_began(control, self.peak, self.best) else 0
         if not bad and self.doubts < _DOUBTS:
             steeper = control.observed_gradient > _STEEPER * self.gradient > 0.0
             self.gradient = control.observed_gradient
             doubtful = self.doubts or steeper or any(_too_high(control, loss, limit) for loss in end)
             return Judgement.DOUBTFUL if doubtful else Judgement.GOOD
-        self.rollbacks, self.peak, self.doubts = self.rollbacks + 1, -math.inf, 0
+        self.rollbacks, self.peak, self.best, self.doubts = self.rollbacks + 1, -math.inf, math.inf, 0
         return Judgement.TAKE_BACK if self.rollbacks <= guard.max_rollbacks else Judgement.LOST
 
 
@@ -122,15 +125,17 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
     return not control.finite or _too_high(control, losses, loss_multiple - 1.0)
 
 
-def stays_where_it_began(control: RateControl, peak: float) -> bool:
-    """Say whether the interval observed last is no better than the first loss, calmly so, after a rise.
+def stays_where_it_began(control: RateControl, peak: float, best: float) -> bool:
+    """Say whether the interval observed last is calmly no better than the first loss, though it learned or rose.
 
     No better: its mean is at most 2 % below the first loss. Calm: the standard deviation of its losses, four or more,
-    is at most a tenth of the first. A rise: three losses in a row half as high again as the first, and eight standard
-    deviations above the mean. A run that learns slowly has not risen; one whose losses are noisy is not calm.
+    is at most a tenth of the first. Learned: an interval's mean was 20 % below the first loss. Rose: three losses in a
+    row were 20 % above it, and four standard deviations above the mean. A run that learns slowly did neither; one whose
+    losses are noisy is not calm.
 
     :param control: of the run, which has just been observed
     :param peak: see :class:`Watch`
+    :param best: likewise
     """
     losses = control.observed_losses
     if len(losses) < _FEWEST:
@@ -138,7 +143,8 @@ def stays_where_it_began(control: RateControl, peak: float) -> bool:
     mean, spread = float(losses.mean()), float(losses.std())
     calm = spread <= _above_start(control, _CALM) - _above_start(control, 0.0)
     rose = peak > _above_start(control, _RISE) and peak - mean >= _DEVIATIONS * spread
-    return calm and rose and mean >= _above_start(control, -_NO_BETTER)
+    learned = best <= _above_start(control, -_LEARNED)
+    return calm and (rose or learned) and mean >= _above_start(control, -_NO_BETTER)
 
 
 def lasting_peak(losses: np.ndarray) -> float:

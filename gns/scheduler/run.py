@@ -165,6 +165,7 @@ class ScheduledRun:
         rates = core.initial_lrs
         guarded.core = DecisionCore(self.model, core.optimizer, self.graph, self.budget, self.decision, group, rates)
         guarded.core.load_state_dict(core.state_dict())
+        self.layers.clear()  # they are of other layers
         return guarded.core
 
     def begin(self, optimizer: torch.optim.Optimizer, initial_lrs: list[float | Tensor], updates: int) -> DecisionCore:
@@ -313,14 +314,18 @@ class ScheduledRun:
     def state_dict(self) -> dict[str, Any]:
         """Return what a scheduler's state dict has of its run: of the policy a digest, no guard and no snapshot."""
         outdated = self.core is not None and self.core.outdated  # then it is taken anew where the run goes on
+        core = self._state_of_core()
+        if core is not None and outdated:
+            core["memory"]["layer_actions"] = []
         return {
             "budget": self.budget,
             "policy": fingerprint(self.policy),
             "decision": asdict(self.decision),
             "graph": None if outdated or self.graph is None else plain_graph(self.graph),
-            "core": self._state_of_core(),
+            "core": core,
             "history": [asdict(record) for record in self.history],
-            "layers": [[number, torch.from_numpy(nodes.copy())] for number, nodes in self.layers.items()],
+            "layers": [[n, torch.from_numpy(nodes.copy())] for n, nodes in self.layers.items() if not outdated],
+            "rollbacks": self.rollbacks,
             "watch": asdict(self._watch),
         }
 
@@ -332,7 +337,7 @@ class ScheduledRun:
         self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
         self.history = [DecisionRecord(**record) for record in state["history"]]
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
-        self._guarded, self._watch = None, Watch(**state["watch"])
+        self._guarded, self._watch = None, Watch(**state.get("watch", {"rollbacks": state["rollbacks"]}))
         self._core_state = on_device_of(self.model, state["core"])
 
     def __getstate__(self) -> dict[str, Any]:
