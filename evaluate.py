@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,27 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from agents.controllers import Controller, make_controllers
-from agents.evaluation.comparison import Line, compare, hindsight
+from agents.evaluation.comparison import compare, hindsight
 from agents.evaluation.evidence import Evidence, evidence
-from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
+from agents.evaluation.protocol import EvaluationConfig, evaluate
+from agents.evaluation.results import Evaluation
 from agents.evaluation.results_cache import ResultsCache
-from agents.evaluation.shares import LEGEND as SHARES_LEGEND
-from agents.evaluation.shares import Shares, shares, shares_tables, write_shares
+from agents.evaluation.shares import shares
 from agents.evaluation.suite import Suite, prepare
 from agents.evaluation.sweep import RunCheckpoints
-from agents.evaluation.transfer import LEGEND, Cell, transfer, transfer_tables, write_transfer
+from agents.evaluation.transfer import transfer
+from agents.evaluation.yardstick import yardstick
 from agents.reports import wandb_report
 from agents.reports.controller_figures import Compared
-from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence, write_part
-from agents.reports.files import tables, write_results
+from agents.reports.evidence_report import claims_table, evidence_markdown, write_evidence
+from agents.reports.files import NOTHING_LEGEND, tables, write_results
 from agents.reports.kinds import WANDB, chosen_reports, command, write_reports
+from agents.reports.parts import Parts
+from agents.reports.pictures import draw_relative_rates, draw_settings
+from agents.reports.shares_tables import LEGEND as SHARES_LEGEND
+from agents.reports.shares_tables import shares_tables, write_shares
+from agents.reports.transfer_matrix import LEGEND, transfer_tables, write_transfer
+from agents.reports.worth_tables import write_worth
 from agents.runtime.command import launch, plain, require_device, use_data_root
 from agents.runtime.output_folder import output_folder
 from agents.runtime.progress import ProgressBar
@@ -63,7 +70,7 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
     parts = prepare(suite, settings, content["task"], content["controller"])
     about = {"config": content, "versions": dict(versions())}
     reports = chosen_reports(content["report"])
-    console, results, compared = Console(), [], []
+    console, results, compared, report = Console(markup=False), [], [], Parts()
     with _place(content) as folder, _tracked(content, folder) as tracked, stopping_at_once():
         cache, checkpoints = _kept(content, folder, settings)
         for part in parts:
@@ -72,16 +79,11 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
             with ProgressBar(part.name, "training runs", console) as bar:
                 result = part.run(bar.update, cache, checkpoints)
             for name, why in result.left_out.items():
-                console.print(f"{part.name}: {name} is left out. {why}", style="bold", markup=False)
+                console.print(f"{part.name}: {name} is left out. {why}", style="bold")
             results.append(result)
             if result.evaluation is not None:
-                place = folder / part.name
-                lines, cells = compare(result.evaluation), transfer(result.evaluation, trained_on(part.controllers))
-                standing = shares(result.evaluation) if result.evaluation.percents else []
-                files = write_part(place, result, lines, standing, about)
-                write_reports(reports, place, result.evaluation, lines, cells, about)
-                pictures = [path for path in files if path.suffix == ".png"]
-                compared.append(Compared(part.name, result.evaluation, lines, cells, part.protocol, standing, pictures))
+                made = _compared(part.name, result.evaluation, trained_on(part.controllers), part.protocol)
+                compared.append(_write(report, folder / part.name, made, reports, about))
             found = evidence(results)
             written = write_evidence(folder, results, found, about)  # what is known so far
         checkpoints.clear()
@@ -94,8 +96,10 @@ def run_suite(content: dict[str, Any], suite: Suite, settings: EvaluationConfig)
             "standings": found.standings,
             "compute": found.compute,
         }
-        tracked.keep(compared, methods, about, tables)
-        _tell(console, content, folder, tracked, compared, evidence_markdown(results, found))
+        report.write("trackers", tracked.keep, compared, methods, about, tables)
+        words = evidence_markdown(results, found)
+        report.write("W&B report", _tell, console, content, folder, tracked, compared, words)
+    report.require_all(folder)
     return found
 
 
@@ -113,55 +117,80 @@ def run_comparison(content: dict[str, Any], settings: EvaluationConfig) -> Evalu
     tasks = [get_task(name, **changes) for name, changes in content["task"].items()]
     controllers = make_controllers(content["controller"])
     homes = trained_on(controllers)
-    console = Console()
+    console, report = Console(markup=False), Parts()
     with _place(content) as folder, _tracked(content, folder) as tracked:
         console.print(f"Comparing {', '.join(c.name for c in controllers)} on {', '.join(t.name for t in tasks)}.")
         cache, checkpoints = _kept(content, folder, settings)
         with stopping_at_once(), ProgressBar("evaluating", "training runs", console) as bar:
             evaluation = evaluate(controllers, tasks, settings, bar.update, cache=cache, checkpoints=checkpoints)
         checkpoints.clear()
-        lines, cells = compare(evaluation), transfer(evaluation, homes)
-        standing = shares(evaluation) if evaluation.percents else []
+        made = _compared("", evaluation, homes, settings)
         about = {
-            "transfer": [asdict(cell) for cell in cells],
-            "shares": [asdict(item) for item in standing],
+            "transfer": [asdict(cell) for cell in made.cells],
+            "shares": [asdict(item) for item in made.shares],
             "config": content,
             "versions": dict(versions()),
         }
-        written = write_results(folder, evaluation, lines, about)
-        if cells:
-            written += write_transfer(folder, cells)
-        if standing:
-            written += write_shares(folder, standing)
-        pictures = [path for path in written if path.suffix == ".png"]
-        written += write_reports(chosen_reports(content["report"]), folder, evaluation, lines, cells, about)
-        _print_comparison(console, evaluation, lines, cells, standing)
-        for path in written:
+        made = _write(report, folder, made, chosen_reports(content["report"]), about)
+        _print_comparison(console, made)
+        for path in report.written:
             console.print(f"wrote {path}")
-        compared = [Compared("", evaluation, lines, cells, settings, standing, pictures)]
-        tracked.keep(compared, controllers, about)
-        _tell(console, content, folder, tracked, compared)
+        report.write("trackers", tracked.keep, [made], controllers, about)
+        report.write("W&B report", _tell, console, content, folder, tracked, [made])
+    report.require_all(folder)
     return evaluation
 
 
-def _print_comparison(
-    console: Console, evaluation: Evaluation, lines: list[Line], cells: Sequence[Cell], standing: Sequence[Shares]
-) -> None:
+def _compared(name: str, evaluation: Evaluation, homes: Mapping[str, str], protocol: EvaluationConfig) -> Compared:
+    """Return the comparison of what was run, without pictures.
+
+    :param homes: what each policy was trained on
+    """
+    standing = shares(evaluation) if evaluation.percents else []
+    return Compared(name, evaluation, compare(evaluation), transfer(evaluation, homes), protocol, standing)
+
+
+def _write(report: Parts, folder: Path, made: Compared, names: Sequence[str], about: dict[str, Any]) -> Compared:
+    """Write the files of one comparison, a part each, and return it with its pictures.
+
+    :param names: of further reports
+    :param about: what made the results
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation, where = made.evaluation, f" of {made.name}" if made.name else ""
+    report.write(f"results{where}", write_results, folder, evaluation, made.lines, about)
+    drawn = report.write(f"pictures{where}", draw_settings, folder, evaluation)
+    if made.name:
+        path = folder / "relative_rates.png"
+        drawn += report.write(f"relative rates{where}", draw_relative_rates, path, evaluation)
+    if made.protocol.tuning_seeds > 1:
+        report.write(f"worth in tries{where}", lambda: write_worth(folder, yardstick(evaluation)))
+    if made.cells:
+        drawn += report.write(f"transfer{where}", write_transfer, folder, made.cells)
+    if made.shares:
+        report.write(f"shares{where}", write_shares, folder, made.shares)
+    report.write(f"reports{where}", write_reports, names, folder, evaluation, made.lines, made.cells, about)
+    return replace(made, pictures=[path for path in drawn if path.suffix == ".png"])
+
+
+def _print_comparison(console: Console, made: Compared) -> None:
+    lines, cells, chosen = made.lines, made.cells, hindsight(made.evaluation)
     for table in tables(lines):
         console.print(table)
     console.print(
         "lr: initial rate (schedules: tuned on the reward split; all: mean over a policy's; own: needs none)."
     )
     console.print("vs best: test loss over the best tuned schedule's. cost: updates one result takes, over the budget.")
-    if standing:
-        for table in shares_tables(standing):
+    if any(line.learned_nothing for line in lines):
+        console.print(NOTHING_LEGEND, highlight=False)
+    if made.shares:
+        for table in shares_tables(made.shares):
             console.print(table)
         console.print(SHARES_LEGEND, highlight=False)
     if cells and (len({cell.policy for cell in cells}) > 1 or len({cell.task for cell in cells}) > 1):
         for table in transfer_tables(cells):
             console.print(table)
         console.print(LEGEND, highlight=False)
-    chosen = hindsight(evaluation)
     for item in chosen:
         where = f" on {item.task}, {item.optimizer}, {item.budget} updates," if len(chosen) > 1 else ""
         console.print(

@@ -37,7 +37,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from agents.controllers import Controller, PolicyController, make_controllers
-from agents.evaluation.protocol import Evaluation, EvaluationConfig, evaluate
+from agents.evaluation.protocol import EvaluationConfig, evaluate
+from agents.evaluation.results import Evaluation
 from agents.evaluation.results_cache import ResultsCache
 from agents.runtime.command import plain, use_data_root
 from agents.runtime.progress import ProgressBar

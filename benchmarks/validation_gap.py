@@ -21,7 +21,8 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 
 from agents.controllers import Controller, PolicyController, ScheduleController
-from agents.evaluation.protocol import SETTING, Grid, runs_frame
+from agents.evaluation.protocol import Grid
+from agents.evaluation.results import SETTING, runs_frame
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, run_jobs
 from agents.runtime.command import CONFIG_FOLDER, plain, use_data_root

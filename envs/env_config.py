@@ -127,12 +127,6 @@ class EnvConfig:
         """Return the smallest and largest budget of episodes on a task."""
         return self.budgets or task.budgets or (task.updates(),) * 2
 
-    def most_decisions(self, tasks: Sequence[Task]) -> int:
-        """Return the largest number of decisions an episode on one of some tasks takes."""
-        if self.decision.decision_interval is None:
-            return self.decision.num_decisions
-        return max(math.ceil(self.budgets_of(task)[1] / self.decision.decision_interval) for task in tasks)
-
     def usual_decisions(self, tasks: Sequence[Task]) -> int:
         """Return the mean number of decisions of episodes on some tasks, budgets as drawn, rounded up.
 

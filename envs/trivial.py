@@ -1,16 +1,15 @@
-"""What a model that has learned nothing loses: the yardstick of collapsed runs."""
+"""The loss of a model that has learned nothing, and which runs ended no better."""
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from envs.tasks.base import Task, cross_entropy
 from envs.training_run import TrainingRun
 
-COLLAPSE = 0.98  # times the trivial loss
+NOTHING = 0.98  # times the trivial loss: a run has learned something below it
 
 
 def trivial_loss(task: Task) -> float:
@@ -26,9 +25,13 @@ def trivial_loss(task: Task) -> float:
     return TrainingRun(task, task.optimizer, task.range_of(task.optimizer)[0], seed=0).evaluate_reward_split().loss
 
 
-def collapsed(test_loss: float, trivial: float) -> bool:
-    """Return whether a run has learned nothing: a test loss that is not finite, or at least 0.98 times the trivial."""
-    return not math.isfinite(test_loss) or test_loss >= COLLAPSE * trivial
+def learned_nothing(test_loss: np.ndarray, trivial: np.ndarray | float) -> np.ndarray:
+    """Return which runs learned nothing: the test loss is not finite, or at least :data:`NOTHING` times the trivial.
+
+    :param test_loss: float (runs,)
+    :param trivial: :func:`trivial_loss` of each run's task, float (runs,), or of the task of all
+    """
+    return np.asarray(~np.isfinite(test_loss) | (test_loss >= NOTHING * trivial))
 
 
 def _entropy(classes: Tensor) -> float:

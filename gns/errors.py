@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable
 from numbers import Real
@@ -88,7 +89,9 @@ def require_positive(name: str, value: float) -> None:
 
     :raises InvalidSettingError: on anything else
     """
-    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < float(value) <= sys.float_info.max):
+    highest = sys.float_info.max if isinstance(value, int) else math.inf  # of narrow floats the former is out of range
+    within = isinstance(value, Real) and (0 < value <= highest if isinstance(value, int) else 0 < value < highest)
+    if isinstance(value, bool) or not within:
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number above 0.")
 
 

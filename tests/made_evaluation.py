@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from agents.evaluation.comparison import compare
-from agents.evaluation.protocol import COLUMNS, Evaluation, tune
+from agents.evaluation.results import COLUMNS, Evaluation, tune
 from agents.evaluation.transfer import transfer
 from agents.reports.html_report import html
 

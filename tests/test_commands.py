@@ -11,7 +11,7 @@ import pytest
 import evaluate
 import train_agent
 from agents.evaluation import sweep
-from agents.evaluation.protocol import COLUMNS
+from agents.evaluation.results import COLUMNS
 from agents.runtime.command import use_data_root
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, PolicyFormatError, UnknownNameError

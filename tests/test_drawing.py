@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gns.graph.layer_graph import layer_graph
+from gns.graph.layer_graph import NODE_TYPES, layer_graph
+from gns.tools.drawing import TYPE_COLOURS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,6 +21,10 @@ class Residual(nn.Module):
     def forward(self, x):
         h = self.inside(x)
         return self.head((h + self.skip(h)).mean((2, 3)))
+
+
+def test_each_type_of_node_has_a_colour():
+    assert tuple(TYPE_COLOURS) == NODE_TYPES and len(set(TYPE_COLOURS.values())) == len(NODE_TYPES)
 
 
 @pytest.mark.parametrize("level,nodes", [("layer", 4), ("block", 4)])

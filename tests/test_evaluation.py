@@ -10,18 +10,11 @@ from rich.console import Console
 from agents.controllers import Ledger, ScheduleController, TrainedRun
 from agents.controllers.policy import PolicyController
 from agents.evaluation.comparison import compare, hindsight
-from agents.evaluation.protocol import (
-    COLUMNS,
-    Evaluation,
-    EvaluationConfig,
-    Grid,
-    InitialRates,
-    evaluate,
-    tune,
-    wider,
-)
+from agents.evaluation.protocol import EvaluationConfig, Grid, InitialRates, evaluate, wider
+from agents.evaluation.results import COLUMNS, Evaluation, tune
 from agents.evaluation.sweep import _path
 from agents.reports.files import markdown, prepare_folder, tables, write_results
+from agents.reports.pictures import draw_settings
 from envs.tasks import get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError
@@ -122,7 +115,7 @@ def test_a_controller_with_a_rate_of_its_own_has_one_line(tmp_path):
     assert len(own) == 1 and math.isnan(own[0].initial_lr) and own[0].own_rate
     assert own[0].test_loss == own[0].ratio * 0.5 == 0.5
     assert "\n| own | own | 0.5000 |" in markdown(lines)
-    write_results(tmp_path, evaluation, lines, {})
+    draw_settings(tmp_path, evaluation)
     assert (tmp_path / "initial_rate.png").stat().st_size > 1000
 
 
@@ -251,7 +244,9 @@ def test_an_evaluation_leaves_a_table_files_and_plots(small, tmp_path):
     evaluation, _ = small
     lines = compare(evaluation)
     written = {path.name: path for path in write_results(tmp_path, evaluation, lines, {"config": {"x": math.nan}})}
-    assert set(written) == {"results.csv", "summary.json", "table.md", "rates.png", "initial_rate.png"}
+    assert set(written) == {"results.csv", "summary.json", "table.md"}
+    pictures = {path.name: path for path in draw_settings(tmp_path, evaluation)}
+    assert set(pictures) == {"rates.png", "initial_rate.png"}
     pd.testing.assert_frame_equal(pd.read_csv(written["results.csv"]), evaluation.runs, check_dtype=False)
     summary = json.loads(written["summary.json"].read_text())
     assert len(summary["lines"]) == len(lines) == 5 and summary["config"] == {"x": None}
@@ -259,7 +254,7 @@ def test_an_evaluation_leaves_a_table_files_and_plots(small, tmp_path):
     from matplotlib.image import imread
 
     for name in ("rates.png", "initial_rate.png"):
-        image = imread(written[name])
+        image = imread(pictures[name])
         assert image.shape[0] > 300 and image.shape[1] > 800
         assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 50  # something is drawn
     assert len(tables(lines)) == 1 and tables(lines)[0].row_count == 5
@@ -281,6 +276,7 @@ def test_diverged_runs_survive_the_whole_report(tmp_path):
     lines = compare(evaluation)
     assert [line.test_loss for line in lines if line.controller == "policy"] == [math.inf, math.inf]
     write_results(tmp_path, evaluation, lines, {})
+    draw_settings(tmp_path, evaluation)
     assert json.loads((tmp_path / "summary.json").read_text())["lines"][1]["test_loss"] is None
 
 
@@ -291,7 +287,7 @@ def test_runs_given_up_early_leave_gaps_in_the_plots(tmp_path):
     assert [t for t, _ in given_up] == [t for t, _ in whole]
     assert [rate for _, rate in given_up[:4]] == [0.1] * 4 and all(math.isnan(rate) for _, rate in given_up[4:])
     evaluation = evaluation_of(runs, [whole, whole, given_up, given_up])
-    write_results(tmp_path, evaluation, compare(evaluation), {})
+    draw_settings(tmp_path, evaluation)
     assert (tmp_path / "rates.png").stat().st_size > 1000
 
 

@@ -137,7 +137,7 @@ def test_a_policys_run_names_the_artifact_that_its_training_made(here):
 
 
 def test_a_suite_has_a_run_a_controller_with_all_its_parts(here, compose, monkeypatch):
-    monkeypatch.setattr("agents.reports.files._plots", lambda *_: [])
+    monkeypatch.setattr("evaluate.draw_settings", lambda *_: [])
     suite = (
         "++suite={parts: {home: {tasks: {digits_mlp: {budget: 20}}, controllers: [rex, policy]}, "
         "away: {tasks: {digits_mlp: {budget: 40}}, controllers: [rex], budget_percents: [100]}}}"
@@ -173,13 +173,13 @@ def test_figures_are_of_what_counts_for_each_controller():
     part = compared(rows)
     worse = [row | {"test_loss": 4 * row["test_loss"]} for row in rows_of("policy", 0.01, [1.0, 1.0], task="wine")]
     means = figures([compared([*small(), *rows_of("rex", 0.1, [1.0, 1.0], task="wine"), *worse])], "policy")
-    assert means["test_loss_over_best"] == pytest.approx(math.sqrt(1.25 * 4.0)) and means["collapsed"] == 2 / 6
+    assert means["test_loss_over_best"] == pytest.approx(math.sqrt(1.25 * 4.0)) and means["far_from_best"] == 2 / 6
     rex, policy = figures([part], "rex"), figures([part], "policy")
-    assert rex["test_loss_over_best"] == 1.0 and rex["collapsed"] == 0.0 and rex["runs_not_finite"] == 2
+    assert rex["test_loss_over_best"] == 1.0 and rex["far_from_best"] == 0.0 and rex["runs_not_finite"] == 2
     assert rex["cost"] == 3.0 and rex["settings"] == 2
-    assert policy["collapsed"] == 2 / 10  # above twice 1.0, or not finite
+    assert policy["far_from_best"] == 2 / 10  # above twice 1.0, or not finite
     assert policy["worst_test_loss_over_best"] == math.inf and policy["rollbacks"] == pytest.approx(4 / 10)
-    assert figures([compared(rows_of("policy", 0.1, [1.0]))], "policy")["collapsed"] == 0.0  # no schedule beside it
+    assert figures([compared(rows_of("policy", 0.1, [1.0]))], "policy")["far_from_best"] == 0.0  # no schedule beside it
 
 
 def test_curves_of_what_ignores_the_initial_rate_are_level_and_diverged_ends_are_no_points():

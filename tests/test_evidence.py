@@ -9,8 +9,9 @@ import pytest
 
 from agents.evaluation.evidence import TOGETHER, evidence, open_loops, overall, standings
 from agents.evaluation.promises import HELD, MEASURES, MISSED, NOT_MEASURED, claims
-from agents.evaluation.protocol import COLUMNS, Evaluation, EvaluationConfig, tune
+from agents.evaluation.protocol import EvaluationConfig
 from agents.evaluation.replays import MEAN_PATH, REPLAY, control_name
+from agents.evaluation.results import COLUMNS, Evaluation, tune
 from agents.evaluation.statistics import (
     interquartile_mean,
     pooled_interquartile_mean,
@@ -18,8 +19,8 @@ from agents.evaluation.statistics import (
     stratified_interval,
 )
 from agents.evaluation.suite import Part, PartResult
-from agents.reports.evidence_plots import draw_relative_rates
 from agents.reports.evidence_report import evidence_markdown, write_evidence
+from agents.reports.pictures import draw_relative_rates
 
 Losses = dict[str, dict[float, list[float]]]  # by controller and initial rate, a loss a seed
 SCHEDULES = ("linear", "rex")
@@ -57,6 +58,7 @@ def result(
         dict.fromkeys(losses, metric is not None),
         references=frozenset(SCHEDULES) & frozenset(names),
         own_rates=own,
+        trivial=dict.fromkeys(losses, trivial),
     )
     seeds = len(next(iter(next(iter(next(iter(losses.values())).values())).values())))
     part = Part({task: {} for task in losses}, tuple(names), promise=promise, **about)
@@ -66,7 +68,6 @@ def result(
         EvaluationConfig(seeds=seeds),
         evaluation,
         {"policy": trained_on},
-        dict.fromkeys(losses, trivial),
         left_out or {},
     )
 
@@ -112,7 +113,7 @@ def test_the_ratio_is_to_the_best_schedule_at_the_rate_tuned_on_the_reward_split
     ].worst == pytest.approx(4)
     assert lines["rex"].top == lines["rex"].top_loss == (1.0, 1.0)
     assert (lines["policy"].cost, lines["rex"].cost) == (1.0, 2.0)
-    assert (lines["policy"].collapsed, lines["policy"].runs) == (2, 6)
+    assert (lines["policy"].learned_nothing, lines["policy"].runs) == (2, 6)
 
 
 def test_a_diverged_run_is_a_collapse_and_an_infinite_ratio():
@@ -188,7 +189,7 @@ def test_what_was_left_out_and_what_failed_is_in_the_report(tmp_path):
     part = result(ONE, left_out={"stl10_wrn16_8": "No data for 'tanganke/stl10'."})
     part.evaluation.failures[0] = "its process died"
     nowhere = PartResult(
-        "away", Part({"x": {}}, ("rex",), promise="held_out"), EvaluationConfig(), None, {}, {}, {"x": "No"}
+        "away", Part({"x": {}}, ("rex",), promise="held_out"), EvaluationConfig(), None, {}, {"x": "No"}
     )
     found = evidence([part, nowhere])
     assert found.left_out == [
@@ -242,10 +243,12 @@ def test_the_plot_has_a_panel_a_setting_and_survives_diverged_runs(tmp_path):
 
     many = {f"task{n}": ONE["digits_mlp"] | {"policy": {0.001: [0.9, math.inf], 0.1: [0.9, 0.9]}} for n in range(4)}
     paths = (
-        draw_relative_rates(tmp_path / "one.png", result(ONE)),
-        draw_relative_rates(tmp_path / "x.png", result(many)),
+        draw_relative_rates(tmp_path / "one.png", result(ONE).evaluation),
+        draw_relative_rates(tmp_path / "x.png", result(many).evaluation),
     )
     one, four = (imread(path[0]) for path in paths)
     assert four.shape[0] > one.shape[0] > 300 and len(np.unique(four.reshape(-1, four.shape[2]), axis=0)) > 50
     single = {"digits_mlp": ONE["digits_mlp"] | {"policy": {0.1: [0.9, 0.9]}}}
-    assert draw_relative_rates(tmp_path / "no.png", result(single)) == [] and not (tmp_path / "no.png").exists()
+    assert (
+        draw_relative_rates(tmp_path / "no.png", result(single).evaluation) == [] and not (tmp_path / "no.png").exists()
+    )

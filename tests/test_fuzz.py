@@ -18,7 +18,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,8 +38,12 @@ from gns import (
     PolicyConfig,
     PolicyFormatError,
 )
-from gns.errors import GNSError
+from gns.errors import GNSError, StateError
 from gns.features.schemas import SCHEMAS
+from gns.graph.layer_graph import LayerGraph
+from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
+from gns.tools.history_files import load_history
+from gns.tools.inspect_history import inspect_history, print_history
 from train_agent import _OUTSIDE_TRAINING
 
 EXAMPLES = int(os.environ.get("GNS_FUZZ_EXAMPLES", "60"))
@@ -218,6 +222,88 @@ def test_values_of_the_header_of_a_policys_weights(policy_files, edits, length):
     text = json.dumps(restructured(json.loads(content[8 : 8 + own]), edits)).encode()
     start = struct.pack("<Q", len(text) if length is None else length)
     load(policy_files, model=start + text + content[8 + own :])
+
+
+# ---------------------------------------------------------------------- histories
+
+
+@pytest.fixture(scope="module")
+def history_file(tmp_path_factory) -> tuple[Path, bytes]:
+    """A history of five decisions and a rollback, with features of three layers."""
+    graph = LayerGraph(
+        names=("a.linear", "a.norm", "b"),
+        types=("linear", "norm", "other"),
+        edges=np.array([[0, 1], [1, 2]]),
+        parameters=(("weight", "bias"), ("weight",), ("weight",)),
+        tensor_sizes=(12, 3, 3, 9),
+        depths=np.array([0.0, 0.5, 1.0]),
+    )
+    decision = DecisionConfig(num_decisions=5)
+    records = [
+        DecisionRecord(5 * k, 0.1 / (k + 1), 0.5, 0.1 * k, {"loss": 0.5}, scale=1.0, loss=2.0 / (k + 1))
+        for k in range(5)
+    ]
+    records.append(DecisionRecord(20, 0.01, 0.1, None, {"loss": 1.0}, rollback=True, finite=False, scale=0.1))
+    width = len(SCHEMAS[decision.features].node)
+    layers = {k: np.full((3, width), 0.1 * k, dtype=np.float32) for k in range(5)}
+    history = RunHistory(25, decision, (0.1, 0.2), tuple(records), graph, layers)
+    path = history.save(tmp_path_factory.mktemp("history") / "run.json")
+    return path, path.read_bytes()
+
+
+def read_history(path: Path, content: bytes) -> RunHistory | None:
+    """Refuse a history by a named error, or return it with every figure that pictures need."""
+    path.write_bytes(content)
+    try:
+        history = load_history(path)
+    except StateError as error:
+        event("refused")
+        assert len(str(error)) < 2000
+        return None
+    event("accepted")
+    updates, rates = history.rate_path()
+    assert len(updates) == len(rates) <= 10_000 + 2 * len(history.records) and np.isfinite(rates).all()
+    assert all(math.isfinite(loss) for *_, loss in history.losses())
+    return history
+
+
+@fuzz()
+@given(edits=EDITS)
+def test_bytes_of_a_history(history_file, edits):
+    read_history(history_file[0], edited(history_file[1], edits))
+
+
+@fuzz()
+@given(edits=JSON_EDITS)
+def test_values_of_a_history(history_file, edits):
+    read_history(history_file[0], json.dumps(restructured(json.loads(history_file[1]), edits)).encode())
+
+
+DRAWN = [
+    ("graph", "names", 0),
+    ("graph", "depths", 1),
+    ("graph", "tensor_sizes", 0),
+    ("records", 2, "loss"),
+    ("records", 2, "learning_rate"),
+    ("records", 2, "scale"),
+    ("layers", 4, 1, 0, 4),
+    ("initial_lrs", 0),
+    ("budget",),
+]
+
+
+@fuzz(0.02)
+@given(place=st.sampled_from(DRAWN), value=st.one_of(NUMBERS, st.floats(0.0, 1.0), st.text(max_size=200)))
+def test_pictures_of_a_history(history_file, place, value):
+    path, content = history_file
+    plain = json.loads(content)
+    *way, last = place
+    inner = plain
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    if read_history(path, json.dumps(plain).encode()) is not None:
+        print_history(inspect_history(str(path), None, DEFAULT_FEATURE, -1))
 
 
 # ---------------------------------------------------------------------- states of schedulers

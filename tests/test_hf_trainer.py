@@ -25,7 +25,7 @@ from trainer_runs import (
     logged,
     make_trainer,
 )
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
 from gns import GNSScheduler, GuardConfig, InvalidSettingError, OutOfOrderError
 from gns.integrations.transformers import GNSCallback, GNSTrainer, training_updates
@@ -273,11 +273,23 @@ def test_a_run_ends_after_that_number(settings, tmp_path, seen):
         (0, {}, "examples is 0"),
         (50, {"max_steps": 0}, "no update at all"),
         (50, {"num_train_epochs": 0}, "no update at all"),
+        (None, {}, r"examples is None .*IterableDataset.*max_steps=N"),
     ],
 )
 def test_no_update_at_all_is_refused(examples, settings, message, tmp_path):
     with pytest.raises(InvalidSettingError, match=message):
         training_updates(arguments(tmp_path, **settings), examples)
+
+
+class Stops(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 4
+
+
+def test_training_that_stops_early_is_told_with_the_number_to_give(tmp_path, caplog):
+    make_trainer(tmp_path, "mean", callbacks=[Stops()]).train()
+    assert f"ended after 4 of total_steps={UPDATES} updates" in caplog.text
+    assert training_updates(arguments(tmp_path, max_steps=3), None) == 3
 
 
 # ---------------------------------------------------------------------- resuming

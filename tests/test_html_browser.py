@@ -107,9 +107,9 @@ def test_controllers_are_switched_off_and_on_in_all_plots(opened):
     shown = opened()
     series = shown.locator("[data-setting='0'] .series[data-controller='2']")
     box = shown.get_by_label("policy", exact=True)
-    assert series.count() == 3 and all(series.nth(k).is_visible() for k in range(3))
+    assert series.count() == 4 and all(series.nth(k).is_visible() for k in range(4))
     box.press("Space")
-    assert not box.is_checked() and not any(series.nth(k).is_visible() for k in range(3))
+    assert not box.is_checked() and not any(series.nth(k).is_visible() for k in range(4))
     assert shown.locator("[data-setting='0'] .series[data-controller='0']").first.is_visible()
     shown.get_by_role("button", name="None").click()
     assert shown.locator(".series:not(.off)").count() == 0

@@ -6,6 +6,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from made_evaluation import ABOUT, evaluation_of, page, rows_of, small
 import evaluate as evaluate_command
 from agents.evaluation.comparison import compare
 from agents.evaluation.transfer import transfer
-from agents.reports.html_paths import rate_paths, training_losses
-from agents.reports.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate
+from agents.reports import kinds
 from agents.reports.html_report import FILE, PLOTTED_SETTINGS, transfer_map, write_html
 from agents.reports.html_summary import sentences, standing_table
 from agents.reports.html_tables import LISTED_RUNS, cost_table, failures_tables, results_table, wrong_runs
 from agents.reports.kinds import chosen_reports
+from agents.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Axis, looks, loss_against_rate
+from agents.reports.plots_over_time import rate_paths, training_losses
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError
 
@@ -66,7 +68,7 @@ def test_hostile_names_of_anything_stay_text():
     rows += rows_of("rex", 0.5, [1.0], task=HOSTILE[1])
     config = {"name": HOSTILE[0], HOSTILE[1]: HOSTILE[2]}
     evaluation = evaluation_of(rows)
-    text = page(evaluation, HOSTILE, config=config, versions={HOSTILE[0]: HOSTILE[2]}, overrides=HOSTILE)
+    text = page(evaluation, HOSTILE, config=config, versions={HOSTILE[0]: HOSTILE[2]}, command=" ".join(HOSTILE))
     parsed, plain = Parsed(text), Parsed(page(evaluation_of(small())))
     assert {tag for tag, _ in parsed.tags} - {tag for tag, _ in plain.tags} <= {"select", "option"}
     assert len(parsed.named("script")) == len(parsed.named("style")) == 1 and parsed.code == plain.code
@@ -97,7 +99,7 @@ def test_landmarks_captions_labels_and_descriptions_are_there():
     assert len(parsed.named("caption")) == len(parsed.named("table")) > 8
     assert all(attributes["scope"] in ("row", "col") for attributes in parsed.named("th"))
     pictures = [attributes for attributes in parsed.named("svg") if attributes.get("role") == "img"]
-    assert len(pictures) == 6 and all(a["aria-label"] and a["aria-describedby"] in ids for a in pictures)
+    assert len(pictures) == 8 and all(a["aria-label"] and a["aria-describedby"] in ids for a in pictures)
     for attributes in [*parsed.named("a"), *parsed.named("section"), *parsed.named("label")]:
         for name in ("href", "aria-labelledby", "for"):
             assert (attributes.get(name) or "#main").removeprefix("#") in ids
@@ -188,7 +190,7 @@ def test_runs_that_went_wrong_are_counted_and_listed():
         ["rex", "digits, adam", "100", "7", "0", "2", "0.3", "0.9"],
         ["cosine", "digits, adam", "100", "6", "2", "0", "0.9", "0.9"],
     ]
-    assert [row[5][0] for row in listed.rows] == ["diverged", "failed", "failed", "diverged"]
+    assert [row[2][0] for row in listed.rows] == ["diverged", "failed", "failed", "diverged"]
     assert failures_tables(evaluation_of(rows_of("rex", 0.1, [1.0, 2.0]))) == []
     many = evaluation_of(rows_of("rex", 0.1, [math.inf] * (LISTED_RUNS + 1)))
     assert len(failures_tables(many)[1].rows) == LISTED_RUNS and "first 200 of 201" in failures_tables(many)[1].caption
@@ -207,7 +209,7 @@ def test_tables_hold_the_figures_and_what_they_are_sorted_by():
 
 def test_losses_are_drawn_where_they_belong_and_what_is_off_the_plot_says_so():
     evaluation = evaluation_of([*small(), *rows_of("prodigy", 0.1, [1.5, 1.7])], own=["prodigy"])
-    plot = loss_against_rate(evaluation.runs, evaluation, compare(evaluation), looks(evaluation))
+    plot = loss_against_rate(evaluation, evaluation.settings[0], looks(evaluation))
     by_name = {series.look.name: series for series in plot.series}
     rex = by_name["rex"].marks
     assert [mark.outside for mark in rex] == [False, False, True] and "1 point above the plot" in plot.note
@@ -215,7 +217,7 @@ def test_losses_are_drawn_where_they_belong_and_what_is_off_the_plot_says_so():
     assert rex[0].x < rex[1].x < rex[2].x and rex[0].bar[0] < rex[0].y < rex[0].bar[1] and rex[2].bar is None
     assert rex[1].text == "rex from 0.1: 1.0000 (95 % interval 0.9000 to 1.1000)" and "diverged" in rex[2].text
     assert all(LEFT <= mark.x <= RIGHT and TOP <= mark.y <= BOTTOM for s in plot.series for mark in s.marks)
-    assert plot.level[0] == rex[1].y and by_name["prodigy"].paths[0][0].endswith(f"H{RIGHT}")
+    assert plot.levels[0][0] == rex[1].y and by_name["prodigy"].paths[0][0].startswith(f"M{LEFT} ")
     assert "policy: lowest 1.2000 from 0.01, highest 1.3000 from 1." in plot.text
     assert "prodigy ignores the initial rate: 1.6000." in plot.text
 
@@ -226,10 +228,10 @@ def test_rate_paths_are_geometric_means_over_the_seeds_that_still_run():
     evaluation.paths[2:4] = [
         list(zip(shares, rates, strict=True)) for rates in ([0.1, 0.4, 0.4, 9], [0.1, 0.1, 0.1, 9])
     ]
-    plot = rate_paths(evaluation.runs, evaluation, looks(evaluation))
+    plot = rate_paths(evaluation, evaluation.settings[0], looks(evaluation))
     assert [text for text, _ in plot.figures.rows[0]] == ["rex", "0.1", "0.1", "0.1", "0.2", "0.2", "0.2"]
     evaluation.paths[3][1:] = [(share, math.nan) for share in shares[1:]]
-    plot = rate_paths(evaluation.runs, evaluation, looks(evaluation))
+    plot = rate_paths(evaluation, evaluation.settings[0], looks(evaluation))
     assert [text for text, _ in plot.figures.rows[0]] == ["rex", "0.1", "0.1", "0.1", "0.4", "0.4", "0.4"]
     assert {series.look.name: len(series.paths) for series in plot.series} == {"rex": 1, "cosine": 1, "policy": 2}
     assert [text for _, text in plot.series[-1].paths] == ["policy from 0.01", "policy from 1"]
@@ -240,8 +242,8 @@ def test_rate_paths_are_geometric_means_over_the_seeds_that_still_run():
 def test_training_losses_stand_below_the_rates_on_the_same_axis():
     evaluation = evaluation_of(small())
     evaluation.losses[2:4] = [[4.0, 2.0, 1.0, 1.0], [1.0, 2.0, 4.0, math.nan]]
-    rates = rate_paths(evaluation.runs, evaluation, looks(evaluation))
-    losses = training_losses(evaluation.runs, evaluation, looks(evaluation))
+    rates = rate_paths(evaluation, evaluation.settings[0], looks(evaluation))
+    losses = training_losses(evaluation, evaluation.settings[0], looks(evaluation))
     assert losses.x_ticks == rates.x_ticks and losses.x_label == rates.x_label
     assert [series.look for series in losses.series] == [series.look for series in rates.series]
     assert [row[:2] for row in losses.figures.rows] == [row[:2] for row in rates.figures.rows]
@@ -254,13 +256,13 @@ def test_training_losses_stand_below_the_rates_on_the_same_axis():
 def test_losses_of_runs_that_diverge_stay_inside_and_unknown_ones_are_not_drawn():
     evaluation = evaluation_of(small())
     evaluation.losses[2:4] = [[1.0, 1e30, math.inf, math.nan], [1.0, 1.0, 1.0, math.nan]]
-    plot = training_losses(evaluation.runs, evaluation, looks(evaluation))
+    plot = training_losses(evaluation, evaluation.settings[0], looks(evaluation))
     (path, _), *_ = plot.series[0].paths
     heights = [float(y) for y in re.findall(r"[\d.]+", path)[1::2]]
     assert heights[1:] == [TOP, TOP] and plot.note.startswith("1 line along the top")
     assert "nan" not in path and "inf" not in path
     evaluation.losses.clear()
-    assert training_losses(evaluation.runs, evaluation, looks(evaluation)) is None
+    assert training_losses(evaluation, evaluation.settings[0], looks(evaluation)) is None
     assert "Training loss over progress" not in page(evaluation)
 
 
@@ -282,7 +284,7 @@ def test_shades_of_transfer_grow_with_regret_and_stop_at_twice_the_loss():
     ((_, _, places),) = shown["rows"]
     assert [place["shade"] for place in places] == [-5, 0, 1, 5, 5]
     assert [place["home"] for place in places] == [True, False, False, False, False]
-    assert places[3]["collapsed"] == "100% collapsed" and places[4]["regret"] == "diverged"
+    assert places[3]["outcomes"] == ["100% far from the best"] and places[4]["regret"] == "diverged"
     assert transfer_map([]) is None
 
 
@@ -307,7 +309,7 @@ def test_a_large_evaluation_stays_below_5_mb_and_says_what_it_leaves_out(tmp_pat
     monkeypatch.setattr("agents.reports.html_report.PLOTTED_SETTINGS", 1)
     with_plots = size(3)
     text = (tmp_path / FILE).read_text(encoding="utf-8")
-    assert text.count('role="img"') == 3 and "The last 2 settings have no plots here" in text
+    assert text.count('role="img"') == 4 and "The last 2 settings have no plots here" in text
     assert size(4) - with_plots < 10_000
 
 
@@ -365,6 +367,8 @@ def test_the_command_writes_the_report(tmp_path, monkeypatch, compose, capsys):
     assert "2 controllers were run on digits_mlp" in text and "called from Python" in text and "seeds: 1" in text
 
 
-def test_the_command_line_is_quoted_for_a_shell():
-    text = Parsed(page(evaluation_of(small()), overrides=["name=x", "task=[digits_mlp]", "policy=a b"])).text
+def test_the_command_line_is_quoted_for_a_shell(monkeypatch):
+    words = SimpleNamespace(overrides=SimpleNamespace(task=["name=x", "task=[digits_mlp]", "policy=a b"]))
+    monkeypatch.setattr(kinds, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: words))
+    text = Parsed(page(evaluation_of(small()), command=kinds.command())).text
     assert "python evaluate.py name=x 'task=[digits_mlp]' 'policy=a b'" in text

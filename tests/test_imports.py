@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,46 @@ def test_imports_point_one_way(room, forbidden):
     found = modules(room)
     assert room in found and len(found) > 3
     assert [name for name, path in found.items() if reaches(imports_of(name, path), forbidden)] == []
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Drops what is imported for the type checker alone, and never when the module runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            return ast.If(ast.Constant(False), [ast.Pass()], node.orelse)
+        return self.generic_visit(node)
+
+
+def running(name: str, path: Path) -> set[str]:
+    """Dotted names that a module imports when it runs, within functions too."""
+    tree = _WithoutAnnotations().visit(ast.parse(path.read_text()))
+    return imported(ast.unparse(tree), name if path.name == "__init__.py" else name.rpartition(".")[0])
+
+
+def circle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A circle among the names of a graph, None if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_modules_import_each_other():
+    found = {name: path for room in ROOMS for name, path in modules(room).items()}
+    graph = {name: (running(name, path) & set(found)) - {name} for name, path in found.items()}
+    assert sum(map(len, graph.values())) > len(graph)
+    assert circle(graph) is None
+
+
+def test_a_circle_is_found_within_functions_too(tmp_path):
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text("import second")
+    second.write_text("def later():\n    from first import x")
+    assert circle({path.stem: running(path.stem, path) & {"first", "second"} for path in (first, second)})
+    second.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import first")
+    assert not circle({path.stem: running(path.stem, path) & {"first", "second"} for path in (first, second)})
 
 
 def test_no_environment_imports_the_test_split():

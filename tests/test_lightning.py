@@ -356,6 +356,59 @@ def test_a_scheduler_stepped_once_an_epoch_is_refused_before_training():
         fit(module(Warmed, interval="epoch"))
 
 
+# ---------------------------------------------------------------------- lengths
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"), [({"fast_dev_run": True}, 1), ({"overfit_batches": 3}, 3), ({"limit_train_batches": 4}, 4)]
+)
+def test_a_smoke_run_decides_before_every_update(settings, updates):
+    trained = module()
+    fit(trained, **settings)
+    assert trained.scheduler.budget == trained.scheduler.last_epoch == updates == len(trained.scheduler.history)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return (batch(number) for number in range(T))
+
+
+def test_data_without_a_length_are_refused_with_what_to_give_and_trained_on_then():
+    data = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    with pytest.raises(InvalidSettingError, match=r"IterableDataset.*max_steps=N"):
+        trainer().fit(module(), data)
+    trained = module()
+    trainer(max_epochs=-1, max_steps=7).fit(trained, data)
+    assert trained.scheduler.last_epoch == trained.scheduler.budget == 7
+
+
+class Stops(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 9
+
+
+def test_training_that_stops_early_is_told_with_the_number_to_give(caplog):
+    fit(module())
+    assert "ended after" not in caplog.text
+    fit(module(), callbacks=[Stops()], min_steps=1)
+    assert f"ended after 9 of total_steps={T} updates" in caplog.text
+
+
+class Longer(Module):
+    def on_train_start(self):
+        self.scheduler.budget = self.trainer.estimated_stepping_batches
+
+
+def test_a_checkpoint_is_gone_on_with_for_more_epochs(tmp_path):
+    fit(module(), updates=6, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="end")])
+    for kind, budget in ((Module, 6), (Longer, 12)):
+        trained = module(kind)
+        with pytest.warns(UserWarning, match="made with total_steps=12 and its state is of a run of 6"):
+            trainer(max_epochs=2).fit(trained, loader(updates=6), ckpt_path=str(tmp_path / "end.ckpt"))
+        assert trained.scheduler.budget == budget == trained.scheduler.last_epoch
+        assert len({first for first, _ in trained.rates}) > 1 if kind is Longer else 1
+
+
 class Backward(Manual):
     """Calls ``backward`` itself, which the trainer does not see."""
 

@@ -196,7 +196,7 @@ def test_what_lies_beside_a_policy_stays_when_it_is_replaced(tmp_path, policy):
 def test_a_device_that_is_not_there_is_refused_before_any_work(here, compose, monkeypatch, device):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(InvalidSettingError, match=r"env\.device is .*expected"):
-        train_agent.run(compose("train_agent", *TRAINING, f"env.device='{device}'"))
+        train_agent.run(compose("train_agent", *TRAINING, f"+env.device='{device}'"))
     with pytest.raises(InvalidSettingError, match=r"^device is .*expected"):
         evaluate.run(compose("evaluate", *EVALUATION, f"device='{device}'"))
     assert not (here / "outputs").exists()

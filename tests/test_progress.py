@@ -18,7 +18,7 @@ from agents.evaluation.sweep import Job
 from agents.runtime.progress import ProgressBar, Work
 from agents.training.train import TrainConfig
 from agents.training.watch import Progress
-from envs.learning_rate_env import Curriculum, EnvConfig
+from envs.env_config import Curriculum, EnvConfig
 from envs.tasks import get_task
 from gns import GNSPolicy, NetworkConfig, PolicyConfig
 

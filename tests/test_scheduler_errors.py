@@ -32,11 +32,6 @@ def test_arguments_in_the_wrong_order_are_refused():
         GNSScheduler(two_groups(model), list(model.parameters()), total_steps=T, policy=lively_policy())
 
 
-def test_a_budget_smaller_than_the_decisions_of_the_policy_is_refused():
-    with pytest.raises(InvalidSettingError, match="A budget of 4 updates is smaller than num_decisions = 5"):
-        make(lively_policy(), total_steps=4)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

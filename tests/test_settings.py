@@ -219,7 +219,7 @@ def test_a_value_of_another_kind_is_told_how_it_is_written(settings, words):
 
 
 @pytest.mark.parametrize(
-    "argument", ["episodes=${oc.create:{a:1}}", "hydra.run.dir=${oc.create:{a:1}}", "a b", "=", "name=a b}"]
+    "argument", ["episodes=${oc.create:{a:1}}", "hydra.run.dir=${oc.create:{a:1}}", "a b", "name=a b}"]
 )
 def test_what_is_no_override_is_refused_in_our_words(argument):
     with pytest.raises(InvalidSettingError, match=r"is no setting; expected KEY=VALUE"):

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from agents.evaluation.protocol import COLUMNS, Evaluation, tune
-from agents.evaluation.shares import PAPER, score_arrays, shares, shares_markdown, shares_tables, write_shares
+from agents.evaluation.results import COLUMNS, Evaluation, score_arrays, tune
+from agents.evaluation.shares import shares
+from agents.reports.shares_tables import PAPER, shares_markdown, shares_tables, write_shares
 
 SETTINGS = [("t", 1), ("t", 25), ("t", 100), ("u", 1), ("u", 25), ("u", 100)]
 PERCENTS = {(task, budget): float(budget) for task, budget in SETTINGS}

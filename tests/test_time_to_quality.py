@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from agents.evaluation.protocol import Evaluation, tune
+from agents.evaluation.results import Evaluation, tune
 from agents.training.ppo import PPOConfig
 from agents.training.schedule_reference import BaselineConfig
 from agents.training.train import TrainConfig, train

@@ -47,6 +47,7 @@ BARE = {
     "bag": ("linear", Bare(lambda x, w: F.embedding_bag(x, w), (7, 3)), torch.tensor([[1, 2]])),
     "norm": ("norm", Bare(lambda x, w, b: F.layer_norm(x, (4,), w, b), (4,), (4,)), torch.randn(2, 4)),
     "positions": ("other", Bare(lambda x, w: x + w, (5, 4)), torch.randn(2, 5, 4)),
+    "bias": ("linear", Bare(lambda x, w: x + w, (4,)), torch.randn(2, 5, 4)),
     "scales": ("other", Bare(lambda x, w: x * w, (4,)), torch.randn(2, 4)),
 }
 
@@ -61,7 +62,7 @@ def test_a_graph_layer_and_a_traced_one_are_linear_too():
     edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
     model = GCNConv(4, 3)
     graph = layer_graph(model, model(torch.randn(3, 4), edges))
-    assert dict(zip(graph.names, graph.types, strict=True)) == {"lin": "linear", "(root)": "other"}  # the bias alone
+    assert dict(zip(graph.names, graph.types, strict=True)) == {"lin": "linear", "(root)": "linear"}  # the bias alone
     traced = torch.jit.trace(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(2, 4))
     assert set(layer_graph(traced, traced(torch.randn(2, 4))).types) == {"linear"}
 

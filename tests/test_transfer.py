@@ -13,17 +13,9 @@ from rich.console import Console
 
 import evaluate as evaluate_command
 from agents.controllers import PolicyController
-from agents.evaluation.protocol import COLUMNS, Evaluation, tune
-from agents.evaluation.transfer import (
-    Cell,
-    draw_transfer,
-    log_ratio,
-    paired_interval,
-    transfer,
-    transfer_markdown,
-    transfer_tables,
-    write_transfer,
-)
+from agents.evaluation.results import COLUMNS, Evaluation, tune
+from agents.evaluation.transfer import TransferCell, log_ratio, paired_interval, transfer
+from agents.reports.transfer_matrix import draw_transfer, transfer_markdown, transfer_tables, write_transfer
 from gns import GNSPolicy
 from gns.policy.artefact import PolicyConfig
 
@@ -84,7 +76,7 @@ def test_regrets_are_against_the_schedule_chosen_on_the_reward_split(hand):
     assert cell.regret == pytest.approx(math.log(3.0 / 2.0))
     assert cell.metric_regret == pytest.approx(0.2)
     assert cell.worst_regret == pytest.approx(math.log(3.5 / 2.0))
-    assert cell.collapsed == 0.25  # only 5 is above twice 2
+    assert cell.far_from_best == 0.25  # only 5 is above twice 2
 
 
 def test_intervals_resample_seeds_jointly(hand):
@@ -169,7 +161,7 @@ def test_diverged_runs_are_infinite_regrets_without_an_interval(tmp_path):
         *rows_of("mine", 1.0, test=[math.inf, 2.0], metric=[math.nan, 0.5]),
     ]
     (cell,) = transfer(evaluation_of(rows), {"mine": "t"})
-    assert cell.test_loss == cell.regret == cell.worst_regret == math.inf and cell.collapsed == 0.25
+    assert cell.test_loss == cell.regret == cell.worst_regret == math.inf and cell.far_from_best == 0.25
     assert math.isnan(cell.regret_low) and math.isnan(cell.regret_high) and math.isnan(cell.test_loss_low)
     assert math.isnan(cell.test_metric) and math.isnan(cell.metric_regret) and math.isnan(cell.metrics["accuracy"])
     read = pd.read_csv(write_transfer(tmp_path, [cell])[0]).iloc[0]
@@ -184,11 +176,11 @@ def test_a_schedule_that_always_diverges_makes_no_warning_and_no_number():
         *rows_of("lost", 0.1, test=[math.inf, 2.0]),
     ]
     mine, lost = transfer(evaluation_of(rows), {"mine": "t", "lost": "t"})
-    assert mine.regret == -math.inf and mine.collapsed == 0.0
-    assert math.isnan(lost.regret) and math.isnan(lost.worst_regret) and lost.collapsed == 0.5
+    assert mine.regret == -math.inf and mine.far_from_best == 0.0
+    assert math.isnan(lost.regret) and math.isnan(lost.worst_regret) and lost.far_from_best == 0.5
 
 
-def cell_with(cell: Cell, regret: float, **changes) -> Cell:
+def cell_with(cell: TransferCell, regret: float, **changes) -> TransferCell:
     return replace(cell, regret=regret, regret_low=regret - 0.1, regret_high=regret + 0.1, **changes)
 
 
@@ -270,7 +262,7 @@ def test_the_command_compares_policies_across_tasks(policies, compose, capsys):
     assert summary["transfer"] == [asdict(cell) for cell in cells]
     lines = (folder / "transfer.md").read_text().splitlines()
     assert lines[0] == "| policy | trained on | digits_mlp | mnist1d_mlp |"
-    starts = ("| digits | digits_mlp | ", "| both | digits_mlp, mnist1d_mlp | ", "| best tuned schedule | | ")
+    starts = ("| digits | digits_mlp | ", "| both | digits_mlp, mnist1d_mlp | ", "| best tuned schedule |  | ")
     assert all(line.startswith(start) for line, start in zip(lines[2:5], starts, strict=True))
     assert {line.count("|") for line in lines[:5]} == {5}
     assert imread(folder / "transfer.png").shape[0] > 200

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conformance import conformance_task
@@ -9,7 +10,7 @@ from conformance import conformance_task
 from envs.tasks import Split, TrainingData, get_task
 from envs.tasks.base import Task
 from envs.training_run import TrainingRun
-from envs.trivial import collapsed, trivial_loss
+from envs.trivial import learned_nothing, trivial_loss
 
 
 def classification(labels: list[int], **about) -> Task:
@@ -45,6 +46,7 @@ def test_the_digits_have_ten_classes_of_about_one_size():
     assert trivial_loss(get_task("digits_mlp")) == pytest.approx(math.log(10), abs=1e-3)
 
 
-def test_a_run_has_collapsed_unless_it_is_clearly_better():
-    assert collapsed(math.nan, 2.0) and collapsed(math.inf, 2.0) and collapsed(1.96, 2.0) and collapsed(3.0, 2.0)
-    assert not collapsed(1.95, 2.0) and not collapsed(0.0, 2.0)
+def test_a_run_has_learned_nothing_unless_it_is_clearly_better():
+    losses = np.array([math.nan, math.inf, 1.96, 3.0, 1.95, 0.0])
+    assert learned_nothing(losses, 2.0).tolist() == [True] * 4 + [False] * 2
+    assert learned_nothing(losses[2:4], np.array([3.0, math.inf])).tolist() == [False, False]  # of tasks unlike

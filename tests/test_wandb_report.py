@@ -158,7 +158,9 @@ def test_what_w_and_b_refuses_is_told_with_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "Api", refuse)
     wandb_report.write(tmp_path, wandb_report.describe([part()], WandbConfig(), "made", ABOUT))
-    with pytest.raises(ReportError, match=r"No API key.*wandb login.*wandb sync .*python -m agents\.wandb_report"):
+    with pytest.raises(
+        ReportError, match=r"No API key.*wandb login.*wandb sync .*python -m agents\.reports\.wandb_report"
+    ):
         wandb_report.save(tmp_path)
     assert "No API key" in wandb_report.publish(tmp_path, "online")
     with pytest.raises(SystemExit, match="ReportError"):

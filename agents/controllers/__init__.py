@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agents.controllers.base import Controller, Ledger, Session, TrainedRun, controller_kinds
+from agents.controllers.base import Controller, Ledger, Session, TrainedRun
 from agents.controllers.policy import PolicyController
 from agents.controllers.schedule import ScheduleController
 from agents.runtime.settings import build
 from gns.errors import InvalidSettingError, UnknownNameError
+from gns.tools.console import printable
+
+LONGEST_NAME = 80  # characters of a policy's name; files and runs of trackers are named after it
 
 __all__ = [
     "Controller",
@@ -26,6 +32,17 @@ __all__ = [
     "make_controllers",
     "policy_name",
 ]
+
+
+@lru_cache(maxsize=1)
+def controller_kinds() -> dict[str, type[Controller]]:
+    """Return every kind of controller by name: the classes with a ``kind`` in the modules beside this one."""
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    found: list[Any] = [Controller]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    return {cls.kind: cls for cls in found if cls.kind}
 
 
 def make_controllers(settings: Mapping[str, Mapping[str, Any]]) -> list[Controller]:
@@ -87,7 +104,8 @@ def _sources(name: str, policies: Any) -> list[tuple[str, str]]:
             f"controller.{name}.policy is {policies!r}; expected a folder or Hub id, a list of them, or a mapping "
             "of names to them."
         )
-    return list(zip(map(str, policies) if by_name else map(policy_name, sources), sources, strict=True))
+    names = map(str, policies) if by_name else map(policy_name, sources)
+    return [(printable(own, LONGEST_NAME), source) for own, source in zip(names, sources, strict=True)]
 
 
 def _free(name: str, taken: Collection[str]) -> str:

@@ -15,15 +15,12 @@ counts them apart.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -259,19 +256,6 @@ def require_bounds(min_lr: float, max_lr: float) -> None:
     """
     if not 0.0 < min_lr < max_lr < math.inf:
         raise InvalidSettingError(f"min_lr is {min_lr} and max_lr {max_lr}; expected 0 < min_lr < max_lr, both finite.")
-
-
-@lru_cache(maxsize=1)
-def controller_kinds() -> dict[str, type[Controller]]:
-    """Return every kind of controller by name: the classes with a ``kind`` in the modules beside this one."""
-    import agents.controllers as package
-
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    found: list[Any] = [Controller]
-    for cls in found:
-        found.extend(cls.__subclasses__())
-    return {cls.kind: cls for cls in found if cls.kind}
 
 
 def _plain(value: Any) -> Any:

@@ -50,10 +50,12 @@ class ScheduleController(Controller):
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
-        return _ScheduleSession(new_run(episode), episode, self.schedule(), self.cycle_momentum)
+        return ScheduleSession(new_run(episode), episode, self.schedule(), self.cycle_momentum)
 
 
-class _ScheduleSession(Session):
+class ScheduleSession(Session):
+    """A run under a schedule, from the episode's rate."""
+
     def __init__(self, run: TrainingRun, episode: Episode, schedule: Schedule, cycle_momentum: bool) -> None:
         super().__init__(run, episode.budget)
         self._initial, self._schedule, self._cycle = episode.learning_rate, schedule, cycle_momentum

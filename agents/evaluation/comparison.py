@@ -1,16 +1,17 @@
-"""What an evaluation says of each controller: means over seeds, intervals, what a result costs, and hindsight."""
+"""The comparison of controllers: means over seeds with intervals, what a result costs, and hindsight."""
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from agents.evaluation.protocol import SETTING, Evaluation
+from agents.evaluation.results import SETTING, Evaluation, Setting, mean_metrics
 from agents.evaluation.statistics import bootstrap_interval
+
+MARK = "†"  # of a figure that runs which learned nothing have a part in
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Line:
     :param cost: updates it costs to get one such result, over the budget: those of all these runs, in training and in
         search
     :param rollbacks: rollbacks a run
+    :param learned_nothing: share of the runs that learned nothing
     """
 
     task: str
@@ -50,57 +52,78 @@ class Line:
     cost: float
     rollbacks: float
     own_rate: bool = False
+    learned_nothing: float = 0.0
+
+    @property
+    def setting(self) -> Setting:
+        """The setting it is of."""
+        return Setting(self.task, self.optimizer, self.budget)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a policy's mean over its initial rates."""
+        return math.isnan(self.initial_lr) and not self.own_rate
+
+    @property
+    def where(self) -> str:
+        """The initial rate: ``own`` for a controller that ignores it, ``all`` for the mean over a policy's."""
+        return "own" if self.own_rate else "all" if self.is_mean else f"{self.initial_lr:.2g}"
+
+    @property
+    def loss(self) -> str:
+        """The test loss as tables have it; :data:`MARK` where any of its runs learned nothing."""
+        return f"{self.test_loss:.4f}{MARK * (self.learned_nothing > 0)}"
+
+
+def by_setting(lines: Sequence[Line]) -> dict[Setting, list[Line]]:
+    """Return the lines of each setting."""
+    groups: dict[Setting, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.setting, []).append(line)
+    return groups
 
 
 def compare(evaluation: Evaluation) -> list[Line]:
     """Return the comparison: whatever is tuned at its tuned rate, each policy from each initial rate and over all."""
-    lines: list[Line] = []
-    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
-    for key, runs in evaluation.runs.groupby(SETTING, sort=False):
-        setting: tuple[Any, ...] = tuple(key)
-        chosen: list[tuple[str, float, pd.DataFrame, pd.DataFrame]] = []  # name, rate, runs shown, runs paid for
-        for name, own in runs.groupby("controller", sort=False):
-            if (*setting, name) in tuned.index:
-                rate = float(tuned[(*setting, name)])
-                chosen.append((name, rate, own[own.initial_lr == rate], own))
-                continue
-            if name not in evaluation.own_rates:
-                chosen += [(name, rate, part, part) for rate, part in own.groupby("initial_lr")]
-            chosen.append((name, math.nan, own, own))
-        best = min(
-            (part.test_loss.mean() for name, _, part, _ in chosen if name in evaluation.references), default=math.nan
-        )
-        for name, rate, part, paid in chosen:
-            by_seed = part.groupby("seed").test_loss.mean().to_numpy()
-            low, high = bootstrap_interval(by_seed)
-            mean = part.test_loss.mean()
-            results = len(part) if math.isnan(rate) else part.seed.nunique()
-            lines.append(
-                Line(
-                    **dict(zip(SETTING, setting, strict=True)),
-                    controller=name,
-                    initial_lr=rate,
-                    test_loss=float(mean),
-                    low=low,
-                    high=high,
-                    deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
-                    metric=str(part.metric.iloc[0]),
-                    test_metric=float(part.test_metric.mean(skipna=False)),
-                    metrics=mean_metrics(part),
-                    ratio=float(mean / best) if math.isfinite(best) else math.nan,
-                    runs=len(paid) // results,
-                    cost=float((paid.updates + paid.search_updates).sum() / results / setting[-1]),
-                    rollbacks=float(part.rollbacks.mean()),
-                    own_rate=name in evaluation.own_rates,
-                )
-            )
-    return lines
+    return [line for setting in evaluation.settings for line in _lines(evaluation, setting)]
 
 
-def mean_metrics(runs: pd.DataFrame) -> dict[str, float]:
-    """Return the mean of every test metric over runs of one task; NaN where a diverged run has none."""
-    means = pd.DataFrame(list(runs.test_metrics.map(json.loads))).mean(skipna=False)
-    return {str(name): float(mean) for name, mean in means.items()}
+def _lines(evaluation: Evaluation, setting: Setting) -> Iterator[Line]:
+    best = evaluation.best_loss(setting)
+    for name, own in evaluation.runs_of(setting).groupby("controller", sort=False):
+        rate, counted = evaluation.tuned_rate(setting, name), evaluation.counted(setting, name)
+        if name in evaluation.policies:
+            for start, part in own.groupby("initial_lr"):
+                yield _line(evaluation, setting, float(start), best, part, part)
+        yield _line(evaluation, setting, rate, best, counted, own)
+
+
+def _line(
+    evaluation: Evaluation, setting: Setting, rate: float, best: float, counted: pd.DataFrame, paid: pd.DataFrame
+) -> Line:
+    """Return the line of the runs that count; one result of them costs what all those paid for took."""
+    name = str(counted.controller.iloc[0])
+    by_seed = counted.groupby("seed").test_loss.mean().to_numpy()
+    low, high = bootstrap_interval(by_seed)
+    mean = counted.test_loss.mean()
+    return Line(
+        **setting._asdict(),
+        controller=name,
+        initial_lr=rate,
+        test_loss=float(mean),
+        low=low,
+        high=high,
+        deviation=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan,
+        metric=str(counted.metric.iloc[0]),
+        test_metric=float(counted.test_metric.mean(skipna=False)),
+        metrics=mean_metrics(counted),
+        ratio=float(mean / best) if math.isfinite(best) else math.nan,
+        runs=len(paid) // len(counted),
+        cost=float((paid.updates + paid.search_updates).sum() / len(counted) / setting.budget),
+        rollbacks=float(counted.rollbacks.mean()),
+        own_rate=name in evaluation.own_rates,
+        learned_nothing=float(evaluation.learned_nothing(counted).mean()),
+    )
 
 
 @dataclass(frozen=True)

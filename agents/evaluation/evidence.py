@@ -1,4 +1,4 @@
-"""What a suite says: how far each method is from the best tuned schedule, what it cost, and which promises hold."""
+"""The figures of a suite: how far each method is from the best tuned schedule, its cost, and which promises hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation.promises import Claim, claims
-from agents.evaluation.protocol import SETTING
 from agents.evaluation.replays import MEAN_PATH, REPLAY, control_name
+from agents.evaluation.results import SETTING
 from agents.evaluation.statistics import interquartile_mean, pooled_interquartile_mean, stratified_interval, top_shares
 from agents.evaluation.suite import PartResult
 from agents.evaluation.suite_scores import Scores
@@ -29,7 +29,7 @@ class Standing:
         seed)
     :param top: shares of Top-1 and Top-3 by the metric, among schedules and policies; NaN for others
     :param top_loss: the same by the test loss
-    :param collapsed: runs that learned nothing, of ``runs``
+    :param learned_nothing: how many of the ``runs`` learned nothing
     :param cost: updates one result takes, over the budget
     :param evaluations: passes over the reward split one result takes
     """
@@ -45,7 +45,7 @@ class Standing:
     log_high: float
     top: tuple[float, float]
     top_loss: tuple[float, float]
-    collapsed: int
+    learned_nothing: int
     runs: int
     cost: float
     evaluations: float
@@ -53,37 +53,33 @@ class Standing:
 
 def standings(result: PartResult) -> list[Standing]:
     """Return every method of a part, in the order they were run in."""
-    scores = Scores(result)
+    assert result.evaluation is not None
+    scores = Scores(result.evaluation)
     ratios, means = scores.ratios(scores.loss), scores.mean_ratio(scores.loss)
     low, high = stratified_interval(scores.loss, scores.mean_ratio)
     logs = scores.log_ratios()
     log_means, (log_low, log_high) = interquartile_mean(logs), stratified_interval(logs, interquartile_mean)
     ranked = [n for n, name in enumerate(scores.methods) if n in scores.references or name in result.policies]
-    tops = {by: np.full((2, len(scores.methods)), math.nan) for by in ("metric", "loss")}
-    for by, array in (("metric", scores.metric), ("loss", scores.loss)):
+    tops = np.full((len(scores.methods), 2, 2), math.nan)  # by the metric and by the loss, of Top-1 and Top-3
+    for by, array in enumerate((scores.metric, scores.loss)):
         for place, k in enumerate((1, 3)):
-            tops[by][place, ranked] = top_shares(array[:, ranked], k)
+            tops[ranked, by, place] = top_shares(array[:, ranked], k)
+    figures = {"ratio": means, "low": low, "high": high, "worst": ratios.max(axis=0)}
+    figures |= {"log_ratio": log_means, "log_low": log_low, "log_high": log_high}
     made = []
     for n, name in enumerate(scores.methods):
-        lost, runs = scores.collapses(name)
-        cost, evaluations = scores.price(name)
+        (lost, runs), (cost, evaluations) = scores.learned_nothing(name), scores.price(name)
         made.append(
             Standing(
                 part=result.name,
                 controller=name,
-                ratio=float(means[n]),
-                low=float(low[n]),
-                high=float(high[n]),
-                worst=float(ratios[:, n].max()),
-                log_ratio=float(log_means[n]),
-                log_low=float(log_low[n]),
-                log_high=float(log_high[n]),
-                top=(float(tops["metric"][0, n]), float(tops["metric"][1, n])),
-                top_loss=(float(tops["loss"][0, n]), float(tops["loss"][1, n])),
-                collapsed=lost,
+                top=(float(tops[n, 0, 0]), float(tops[n, 0, 1])),
+                top_loss=(float(tops[n, 1, 0]), float(tops[n, 1, 1])),
+                learned_nothing=lost,
                 runs=runs,
                 cost=cost,
                 evaluations=evaluations,
+                **{key: float(values[n]) for key, values in figures.items()},
             )
         )
     return made
@@ -94,20 +90,20 @@ class Pooled:
     """One method over the parts of :func:`overall`.
 
     :param log_ratio: see :class:`Standing`
-    :param collapsed: runs that learned nothing, of ``runs``
+    :param learned_nothing: how many of the ``runs`` learned nothing
     """
 
     controller: str
     log_ratio: float
     low: float
     high: float
-    collapsed: int
+    learned_nothing: int
     runs: int
 
 
 def overall(results: Sequence[PartResult]) -> list[Pooled]:
     """Return the methods that are in every part that promises something and has all the schedules there are."""
-    parts = [Scores(result) for result in results if result.part.promise and result.evaluation is not None]
+    parts = [Scores(result.evaluation) for result in results if result.part.promise and result.evaluation is not None]
     schedules = {name for part in parts for name in part.evaluation.references}
     parts = [part for part in parts if part.evaluation.references == schedules]
     if not parts:
@@ -117,17 +113,17 @@ def overall(results: Sequence[PartResult]) -> list[Pooled]:
     means, low, high = pooled_interquartile_mean(logs)
     made = []
     for n, name in enumerate(names):
-        lost, runs = np.sum([part.collapses(name) for part in parts], axis=0)
+        lost, runs = np.sum([part.learned_nothing(name) for part in parts], axis=0)
         made.append(Pooled(name, float(means[n]), float(low[n]), float(high[n]), int(lost), int(runs)))
     return made
 
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """One control of one policy in one part: what the policy's rates are worth on a run they were not chosen on.
+    """One control of one policy in one part: the policy's rates on a run that they were not chosen on.
 
-    A path holds the rates of updates that the guard undid, too, and a replay makes these for good. So the guard's part
-    is told apart: ``calm`` is of initial rates from which no run of the policy was rolled back.
+    A path also holds the rates of updates that the guard undid. A replay makes these updates for good. To separate the
+    effect of the guard, ``calm`` is of initial rates from which no run of the policy was rolled back.
 
     :param log_ratio: interquartile mean of ln(the control's test loss / the policy's from the same initial rate with
         the same seed); above 0 the policy gains by looking at the run
@@ -160,9 +156,9 @@ def open_loops(result: PartResult) -> list[OpenLoop]:
                 continue
             with np.errstate(invalid="ignore"):
                 pairs["log_ratio"] = np.log(pairs.test_loss_other / pairs.test_loss)
-            whole = pairs.groupby(stratum, sort=False).filter(lambda one: len(one) == result.protocol.seeds)
-            quiet = whole.groupby(stratum, sort=False).filter(lambda one: one.rollbacks.sum() == 0)
-            for calm, part in ((False, whole), (True, quiet)):
+            complete = pairs.groupby(stratum, sort=False).filter(lambda one: len(one) == result.protocol.seeds)
+            calm_runs = complete.groupby(stratum, sort=False).filter(lambda one: one.rollbacks.sum() == 0)
+            for calm, part in ((False, complete), (True, calm_runs)):
                 logs = part.log_ratio.to_numpy().reshape(-1, 1, result.protocol.seeds)
                 mean, (low, high) = interquartile_mean(logs), stratified_interval(logs, interquartile_mean)
                 figures = float(mean[0]), float(low[0]), float(high[0])
@@ -172,7 +168,7 @@ def open_loops(result: PartResult) -> list[OpenLoop]:
 
 @dataclass(frozen=True)
 class Compute:
-    """What a part took, or all of them.
+    """The computation of a part, or of all parts together.
 
     :param part: its name, or :data:`TOGETHER`
     :param seconds: of training, summed over processes
@@ -187,7 +183,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a suite says, in the order of its parts.
+    """All figures of a suite, in the order of its parts.
 
     :param failures: part, run and reason of every run that was lost again and again
     :param left_out: part, task and reason of every task that was not run
@@ -203,7 +199,7 @@ class Evidence:
 
 
 def evidence(results: Sequence[PartResult]) -> Evidence:
-    """Return what the parts of a suite say together."""
+    """Return the figures of all parts of a suite."""
     run = [result for result in results if result.evaluation is not None]
     return Evidence(
         claims(results),
@@ -229,7 +225,7 @@ def _failures(result: PartResult) -> list[str]:
 
 
 def compute(results: Sequence[PartResult]) -> list[Compute]:
-    """Return what each part took, and all of them.
+    """Return the computation of each part, and of all parts together.
 
     A run that several parts share counts in each of them, and once in the last.
     """

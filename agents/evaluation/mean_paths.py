@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from agents.evaluation.protocol import Evaluation
+from agents.evaluation.results import Evaluation
 
 _LOWEST = 1e-30  # a rate of 0 has no logarithm
 
@@ -52,16 +52,7 @@ def geometric_mean(logs: np.ndarray) -> np.ndarray:
 
     :param logs: float (runs, points), NaN where a run had ended
     """
+    known = ~np.isnan(logs)
+    sums, counts = np.where(known, logs, 0.0).sum(axis=0), known.sum(axis=0)
     with np.errstate(over="ignore"):
-        return np.exp(_mean(logs))
-
-
-def geometric_deviation(logs: np.ndarray) -> np.ndarray:
-    """Return the factor of one standard deviation over runs, float (points,); see :func:`geometric_mean`."""
-    return np.exp(np.sqrt(_mean((logs - _mean(logs)) ** 2)))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    sums, counts = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        return np.exp(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))

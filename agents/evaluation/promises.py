@@ -1,4 +1,4 @@
-"""What a policy promises, and whether a suite says that it holds."""
+"""The promises of a policy, and whether the results of a suite keep them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def loss_ratio(scores: Scores, policy: str) -> Interval:
     return scores.bootstrap(scores.loss, lambda drawn: float(scores.mean_ratio(drawn)[place]))
 
 
-def collapse_rate(scores: Scores, policy: str) -> Interval:
+def nothing_learned(scores: Scores, policy: str) -> Interval:
     """Share of the policy's runs that learned nothing, with its exact interval."""
-    lost, total = scores.collapses(policy)
+    lost, total = scores.learned_nothing(policy)
     return (lost / total, *share_interval(lost, total))
 
 
@@ -115,12 +115,12 @@ def top_share(k: int, less: str | None = None) -> Callable[[Scores, str], Interv
 
 
 _RATIO = "mean test loss over the best tuned schedule's"
-_COLLAPSE = "share of runs that learn nothing"
+_NOTHING = "share of runs that learn nothing"
 MEASURES: dict[str, tuple[Measure, ...]] = {
-    "in_distribution": (Measure(_RATIO, "<=", 1.02, loss_ratio), Measure(_COLLAPSE, "<", 0.01, collapse_rate)),
+    "in_distribution": (Measure(_RATIO, "<=", 1.02, loss_ratio), Measure(_NOTHING, "<", 0.01, nothing_learned)),
     "held_out": (
         Measure(_RATIO, "<=", 1.05, loss_ratio),
-        Measure(_COLLAPSE, "<", 0.02, collapse_rate),
+        Measure(_NOTHING, "<", 0.02, nothing_learned),
         *(
             Measure(f"share of settings with less test loss than {peer}", ">=", 0.7, better_than(peer))
             for peer in PEERS
@@ -128,7 +128,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     ),
     "fine_tuning": (
         Measure("score less tuned linear's, in standard errors of it", ">=", -1.0, score_against("linear")),
-        Measure(_COLLAPSE, "<=", 0.0, collapse_rate),
+        Measure(_NOTHING, "<=", 0.0, nothing_learned),
     ),
     "rex": (
         Measure("Top-1 share less rex's", ">", 0.0, top_share(1, less="rex")),
@@ -163,13 +163,13 @@ class Claim:
 
 
 def claims(results: Sequence[PartResult]) -> list[Claim]:
-    """Return what became of every promise, for every policy of the suite."""
+    """Return for every policy of the suite whether each promise is kept."""
     policies = list(dict.fromkeys(name for result in results for name in result.policies))
     by_promise = {result.part.promise: result for result in results if result.part.promise}
     made = []
     for promise in PROMISES:
         result = by_promise.get(promise)
-        scores = Scores(result) if result is not None and result.evaluation is not None else None
+        scores = Scores(result.evaluation) if result is not None and result.evaluation is not None else None
         for policy in policies:
             note, why_not = _notes(result, policy)
             for measure in MEASURES[promise]:
@@ -193,7 +193,7 @@ def claims(results: Sequence[PartResult]) -> list[Claim]:
 
 
 def _notes(result: PartResult | None, policy: str) -> tuple[str, str]:
-    """What a promise was measured without, and why it was not measured at all."""
+    """Return which tasks are missing from a measurement, and why there is no measurement at all."""
     if result is None:
         return "", "no part of the suite measures it"
     without = f"without {', '.join(result.left_out)} (no data)" if result.left_out else ""

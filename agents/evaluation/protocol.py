@@ -8,14 +8,15 @@ the test split is for reporting.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from agents.controllers import Controller
+from agents.evaluation.results import TUNING_SEED, Evaluation, Setting, runs_frame, tune
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
 from agents.evaluation.workload import Workload
@@ -25,44 +26,27 @@ from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import OPTIMIZERS
+from envs.trivial import trivial_loss
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
-
-COLUMNS = [
-    "task",
-    "controller",
-    "optimizer",
-    "budget",
-    "initial_lr",
-    "seed",
-    "reward_loss",
-    "test_loss",
-    "metric",
-    "test_metric",
-    "test_metrics",
-    "updates",
-    "search_updates",
-    "hessian_products",
-    "evaluations",
-    "seconds",
-    "rollbacks",
-]
-SETTING = ["task", "optimizer", "budget"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Initial rates a schedule is tuned over: ``lowest * 3^k``, k = 0 .. count - 1."""
+    """Initial rates a schedule is tuned over: ``lowest * factor^k``, k = 0 .. count - 1."""
 
     lowest: float
     count: int
+    factor: float = 3.0
 
     def __post_init__(self) -> None:
         require_positive("the lowest rate of a grid", self.lowest)
         require_positive("the count of a grid", self.count)
+        if not self.factor > 1.0:
+            raise InvalidSettingError(f"the factor of a grid is {self.factor}; expected more than 1.")
 
     def rates(self) -> list[float]:
         """Return the rates, ascending."""
-        return [self.lowest * 3.0**k for k in range(self.count)]
+        return [self.lowest * self.factor**k for k in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -95,6 +79,9 @@ class EvaluationConfig:
     :param budget_percents: budgets in percent of a full run, which is the one entry of ``budgets`` or else each task's
         own budget; at least 1 update each, and percents that come to the same budget are one. None: full runs alone
     :param seeds: training runs of each setting
+    :param tuning_seeds: training runs at each rate of a grid, of seeds of their own, from :data:`TUNING_SEED` on. What
+        is tuned is then measured on the same fresh seeds as everything else. 0: it is tuned on the seeds that it is
+        reported on, which flatters it
     :param workers: processes; 0: none but this one
     :param grids: for each optimizer, the rates schedules are tuned over; where there is none, 8 rates from a decade
         above the lowest of the task's own range
@@ -112,6 +99,7 @@ class EvaluationConfig:
     budgets: tuple[int, ...] | None = None
     budget_percents: tuple[float, ...] | None = None
     seeds: int = 16
+    tuning_seeds: int = 0
     workers: int = 2
     grids: dict[str, Grid | None] = field(default_factory=dict)
     widen: int = 3
@@ -123,6 +111,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         require_positive("seeds", self.seeds)
+        if not self.tuning_seeds >= 0:
+            raise InvalidSettingError(f"tuning_seeds is {self.tuning_seeds}; expected 0 or more.")
         for budget in self.budgets or ():
             require_positive("budget", budget)
         for percent in self.budget_percents or ():
@@ -148,6 +138,11 @@ class EvaluationConfig:
             return dict.fromkeys(full, math.nan)
         return {max(1, round(full[0] * percent / 100.0)): percent for percent in sorted(self.budget_percents)}
 
+    def grid_factor(self, optimizer: str) -> float:
+        """Return the factor from one rate of an optimizer's grid to the next."""
+        grid = self.grids.get(optimizer)
+        return 3.0 if grid is None else grid.factor
+
     def rates_of(self, controller: Controller, task: Task, optimizer: str) -> list[float]:
         """Return the initial rates of a controller: a grid to tune it over, or what it starts from.
 
@@ -162,29 +157,6 @@ class EvaluationConfig:
             return given.rates()
         low, high = task.range_of(optimizer)
         return (Grid(10.0 * low, 8) if controller.tuned else InitialRates(low, high, 9)).rates()
-
-
-@dataclass
-class Evaluation:
-    """Results: a row a run in ``runs`` (:data:`COLUMNS`), tuned rates in ``tuned``, rate paths beside the rows.
-
-    :param higher_is_better: direction of each task's metric
-    :param references: names of the tuned fixed schedules, the best of which others are measured against
-    :param own_rates: names of the controllers that ignore the initial rate
-    :param percents: by task and budget, the percentage of a full run it was asked for as; empty where no budget was
-    :param failures: by row, why a run was lost again and again; its losses are infinite
-    :param losses: by row, the mean loss of the batches from each point of its rate path to the next; empty: not known
-    """
-
-    runs: pd.DataFrame
-    tuned: pd.DataFrame
-    paths: list[list[tuple[float, float]]]
-    higher_is_better: dict[str, bool] = field(default_factory=dict)
-    references: frozenset[str] = frozenset()
-    own_rates: frozenset[str] = frozenset()
-    percents: dict[tuple[str, int], float] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    losses: list[list[float]] = field(default_factory=list)
 
 
 def evaluate(
@@ -207,11 +179,84 @@ def evaluate(
     :raises InvalidSettingError: before any run, if a controller cannot run a setting, or ``relative_rates`` are given
         and no schedule is
     """
-    require_different_names(tasks)
     later = [item for item in controllers if config.relative_rates and starts_anywhere(item)]
-    if later and not any(controller.is_schedule for controller in controllers):
+    percents, settings = _checked(controllers, tasks, config)
+    rows: list[dict[str, Any]] = []
+
+    workload = Workload(progress)
+    several = config.seeds * len(set(config.relative_rates or ()))
+    workload.expect((task.name, item.name, budget) for task, _, budget in settings for item in later * several)
+
+    def run(jobs: Sequence[Job], in_place: bool = False) -> None:
+        workload.add(jobs, in_place=in_place)
+        rows.extend(run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints))
+
+    fresh = range(config.seeds)
+    apart = range(TUNING_SEED, TUNING_SEED + config.tuning_seeds) or fresh
+
+    def jobs_of(
+        controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float], seeds: range = fresh
+    ) -> list[Job]:
+        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in seeds]
+        return [Job(controller, episode, report) for episode in episodes]
+
+    jobs: list[Job] = []
+    for setting in settings:
+        for controller in controllers:
+            if controller not in later:
+                seeds = apart if controller.tuned else fresh
+                jobs += jobs_of(controller, setting, config.rates_of(controller, *setting[:2]), seeds)
+    run(jobs)
+    tuned = [controller for controller in controllers if controller.tuned]
+    for _ in range(config.widen):
+        table, jobs = runs_frame(rows), []
+        for setting in settings:
+            for controller in tuned:
+                more = wider(table, controller.name, setting[0].name, *setting[1:], config.grid_factor(setting[1]))
+                jobs += jobs_of(controller, setting, more, apart)
+        if not jobs:
+            break
+        run(jobs)
+    evaluation = Evaluation(
+        runs_frame(rows),
+        tune(rows_of(runs_frame(rows), tuned)),
+        paths=[],
+        higher_is_better={task.name: task.higher_is_better for task in tasks},
+        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
+        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
+        percents=percents,
+    )
+    jobs = []
+    for setting in settings if apart is not fresh else ():
+        for controller in tuned:
+            rate = evaluation.tuned_rate(Setting(setting[0].name, *setting[1:]), controller.name)
+            jobs += jobs_of(controller, setting, [rate])
+    for task, optimizer, budget in settings if later else ():
+        known = Setting(task.name, optimizer, budget)
+        rate = evaluation.tuned_rate(known, str(evaluation.chosen_schedule(known)))
+        for controller in later:
+            rates = relative_to(rate, config.relative_rates or (), controller)
+            jobs += jobs_of(controller, (task, optimizer, budget), rates)
+    run(jobs, in_place=True)
+    return replace(
+        evaluation,
+        runs=runs_frame(rows),
+        paths=[row["path"] for row in rows],
+        losses=[row["losses"] for row in rows],
+        failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
+        trivial={task.name: trivial_loss(task) for task in tasks} if report else {},
+    )
+
+
+def _checked(
+    controllers: Sequence[Controller], tasks: Sequence[Task], config: EvaluationConfig
+) -> tuple[dict[tuple[str, int], float], list[tuple[Task, str, int]]]:
+    """Return percentages by task and budget, and settings that every controller can run; see :func:`evaluate`."""
+    require_different_names(tasks)
+    schedules = any(controller.is_schedule for controller in controllers)
+    if config.relative_rates and not schedules and any(map(starts_anywhere, controllers)):
         raise InvalidSettingError(
-            f"relative_rates are {list(config.relative_rates or ())} and no controller is a schedule; expected at "
+            f"relative_rates are {list(config.relative_rates)} and no controller is a schedule; expected at "
             "least one, whose tuned rate they multiply, or relative_rates: null."
         )
     budgets = {task.name: config.budgets_of(task) for task in tasks}
@@ -221,63 +266,11 @@ def evaluate(
         for optimizer in (config.optimizers or (task.optimizer,))
         for budget in budgets[task.name]
     ]
-
     for controller in controllers:
         for setting in settings:
             controller.check(*setting)
-
-    def runs_of(controller: Controller, setting: tuple[Task, str, int], rates: Sequence[float]) -> list[Job]:
-        episodes = [Episode(*setting, rate, seed, config.device) for rate in rates for seed in range(config.seeds)]
-        return [Job(controller, episode, report) for episode in episodes]
-
-    jobs: list[Job] = []
-    for setting in settings:
-        for controller in controllers:
-            if controller not in later:
-                jobs += runs_of(controller, setting, config.rates_of(controller, *setting[:2]))
-    rows: list[dict[str, Any]] = []
-    workload = Workload(progress)
-    several = config.seeds * len(set(config.relative_rates or ()))
-    workload.expect((task.name, item.name, budget) for task, _, budget in settings for item in later * several)
-
-    for turn in range(config.widen + 1):
-        workload.add(jobs)
-        rows += run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
-        jobs = []
-        if turn < config.widen:
-            table = runs_frame(rows)
-            for setting in settings:
-                for controller in controllers:
-                    if controller.tuned:
-                        more = wider(table, controller.name, setting[0].name, *setting[1:])
-                        jobs += runs_of(controller, setting, more)
-        if not jobs:
-            break
-    tuned = tune(of(runs_frame(rows), [controller for controller in controllers if controller.tuned]))
-    if later:
-        best = best_schedules(of(tuned, [controller for controller in controllers if controller.is_schedule]))
-        for setting in settings:
-            rate = float(best.tuned_lr[(setting[0].name, *setting[1:])])
-            for controller in later:
-                jobs += runs_of(controller, setting, relative_to(rate, config.relative_rates or (), controller))
-        workload.add(jobs, in_place=True)
-        rows += run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)
-    return Evaluation(
-        runs_frame(rows),
-        tuned,
-        [row["path"] for row in rows],
-        {task.name: task.higher_is_better for task in tasks},
-        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
-        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
-        percents={
-            (name, budget): percent
-            for name, own in budgets.items()
-            for budget, percent in own.items()
-            if not math.isnan(percent)
-        },
-        failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
-        losses=[row["losses"] for row in rows],
-    )
+    asked = [(name, budget, percent) for name, own in budgets.items() for budget, percent in own.items()]
+    return {(name, budget): percent for name, budget, percent in asked if not math.isnan(percent)}, settings
 
 
 def starts_anywhere(controller: Controller) -> bool:
@@ -285,17 +278,9 @@ def starts_anywhere(controller: Controller) -> bool:
     return not (controller.tuned or controller.own_rate)
 
 
-def of(table: pd.DataFrame, controllers: Sequence[Controller]) -> pd.DataFrame:
+def rows_of(table: pd.DataFrame, controllers: Sequence[Controller]) -> pd.DataFrame:
     """Return the rows of some controllers."""
     return table[table.controller.isin([controller.name for controller in controllers])]
-
-
-def best_schedules(tuned: pd.DataFrame) -> pd.DataFrame:
-    """Return the row of the controller with the lowest mean loss on the reward split in each setting, indexed by it.
-
-    :param tuned: rows of :func:`tune`, of schedules
-    """
-    return tuned.loc[tuned.groupby(SETTING, sort=False).reward_loss.idxmin()].set_index(SETTING)
 
 
 def relative_to(rate: float, factors: Sequence[float], controller: Controller) -> list[float]:
@@ -317,29 +302,18 @@ def require_different_names(tasks: Sequence[Task]) -> None:
         )
 
 
-def tune(runs: pd.DataFrame) -> pd.DataFrame:
-    """Choose the initial rate of each controller, task, optimizer and budget: lowest mean loss on the reward split.
+def wider(
+    runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int, factor: float = 3.0
+) -> list[float]:
+    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing.
 
-    A rate at which any run diverged loses to every rate at which none did. Never looks at the test columns.
+    :param factor: of the grid, from one rate to the next
     """
-    seen = runs[[*SETTING, "controller", "initial_lr", "reward_loss"]]
-    means = seen.groupby([*SETTING, "controller", "initial_lr"], sort=False)["reward_loss"].mean().reset_index()
-    best = means.groupby([*SETTING, "controller"], sort=False)["reward_loss"].idxmin()
-    return means.loc[best].rename(columns={"initial_lr": "tuned_lr"}).reset_index(drop=True)
-
-
-def wider(runs: pd.DataFrame, controller: str, task: str, optimizer: str, budget: int) -> list[float]:
-    """Return the rate beyond the edge of a grid on which the best rate lies, or nothing."""
     own = runs[
         (runs.controller == controller) & (runs.task == task) & (runs.optimizer == optimizer) & (runs.budget == budget)
     ]
     rates = sorted(own.initial_lr.unique())
     best = float(tune(own).tuned_lr.iloc[0])
     if best == rates[-1]:
-        return [best * 3.0]
-    return [best / 3.0] if best == rates[0] else []
-
-
-def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows of :func:`agents.evaluation.sweep.run_job` as a table with :data:`COLUMNS`."""
-    return pd.DataFrame([{key: row[key] for key in COLUMNS} for row in rows], columns=COLUMNS)
+        return [best * factor]
+    return [best / factor] if best == rates[0] else []

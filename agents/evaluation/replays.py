@@ -1,4 +1,6 @@
-"""Replays: does it matter that a policy looks at the run? The rates that it took, applied open loop to other runs.
+"""Replays: the rates that a policy took on one run, applied open loop to other runs.
+
+They show whether it matters that the policy observes the run.
 
 Two controls beside every run of a policy, of the same setting, initial rate and seed:
 
@@ -21,7 +23,8 @@ import pandas as pd
 from agents.controllers import Controller
 from agents.controllers.replay import ReplayController
 from agents.evaluation.mean_paths import geometric_mean
-from agents.evaluation.protocol import SETTING, Evaluation, EvaluationConfig, of, runs_frame, starts_anywhere
+from agents.evaluation.protocol import EvaluationConfig, rows_of, starts_anywhere
+from agents.evaluation.results import SETTING, Evaluation, runs_frame
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, RunCheckpoints, run_jobs
 from agents.evaluation.workload import Workload
@@ -56,7 +59,8 @@ def with_replays(
     :param progress: called after every run, with the replays run and to be run
     """
     policies = [controller for controller in controllers if starts_anywhere(controller)]
-    jobs = replay_jobs(evaluation, of(evaluation.runs, policies), {task.name: task for task in tasks}, config.device)
+    runs, by_name = rows_of(evaluation.runs, policies), {task.name: task for task in tasks}
+    jobs = replay_jobs(evaluation, runs, by_name, config.device)
     workload = Workload(progress)
     workload.add(jobs)
     rows = run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints)

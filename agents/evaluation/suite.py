@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from agents.controllers import Controller, PolicyController, make_controllers
-from agents.evaluation.protocol import Evaluation, EvaluationConfig, Grid, InitialRates, evaluate, starts_anywhere
+from agents.evaluation.protocol import EvaluationConfig, Grid, InitialRates, evaluate, starts_anywhere
 from agents.evaluation.replays import with_replays
+from agents.evaluation.results import Evaluation
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import RunCheckpoints
 from agents.runtime.progress import Work
 from envs.tasks import Task, get_task
 from envs.tasks.hub import DataNotFoundError
-from envs.trivial import trivial_loss
 from gns.errors import InvalidSettingError, UnknownNameError, require_positive
 
 PROMISES = ("in_distribution", "held_out", "fine_tuning", "rex", "long")
@@ -27,7 +27,7 @@ PROMISES = ("in_distribution", "held_out", "fine_tuning", "rex", "long")
 
 @dataclass(frozen=True)
 class Part:
-    """One evaluation of a suite. What of the protocol is None is as the command says.
+    """One evaluation of a suite. A setting of the protocol that is None is taken from the command.
 
     :param tasks: by name in the group ``task``, settings that are changed here
     :param controllers: names in the group ``controller``
@@ -48,6 +48,7 @@ class Part:
     budgets: tuple[int, ...] | None = None
     budget_percents: tuple[float, ...] | None = None
     seeds: int | None = None
+    tuning_seeds: int | None = None
     grids: dict[str, Grid | None] | None = None
     widen: int | None = None
     initial_rates: dict[str, InitialRates | None] | None = None
@@ -68,7 +69,7 @@ class Part:
                 )
 
     def protocol(self, command: EvaluationConfig, trained_budget: int | None) -> EvaluationConfig:
-        """Return the protocol: the command's, with what this part says otherwise.
+        """Return the command's protocol, changed by the settings of this part.
 
         :param trained_budget: the largest budget of the policies' training, in updates
         :raises InvalidSettingError: if ``longer`` is given and that budget is not known, or replays of one seed alone
@@ -93,7 +94,8 @@ class Suite:
     """Parts by name, in the order they are run in.
 
     :param parts: none: no suite
-    :param trained_budget: the largest budget that the policies were trained on, in updates; None: what they say
+    :param trained_budget: the largest budget that the policies were trained on, in updates; None: the
+        largest that a policy names
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
@@ -114,13 +116,12 @@ class Suite:
 
 @dataclass
 class PartResult:
-    """What came of a part.
+    """The results of a part.
 
     :param protocol: as it was run
     :param evaluation: its runs; None where all its tasks were left out
     :param policies: names of the policies, and by name the tasks each was trained on (``unknown`` if it does not say)
-    :param trivial: by task the loss of a model that has learned nothing, see :func:`envs.trivial.trivial_loss`
-    :param left_out: tasks whose data or weights are nowhere to be had, and what was looked for
+    :param left_out: tasks whose data or weights were not found, and what was looked for
     """
 
     name: str
@@ -128,7 +129,6 @@ class PartResult:
     protocol: EvaluationConfig
     evaluation: Evaluation | None
     policies: dict[str, str]
-    trivial: dict[str, float]
     left_out: dict[str, str]
 
 
@@ -151,9 +151,9 @@ class PreparedPart:
         cache: ResultsCache | None = None,
         checkpoints: RunCheckpoints | None = None,
     ) -> PartResult:
-        """Run it, without the tasks whose data are nowhere to be had."""
+        """Run it, without the tasks whose data were not found."""
         tasks, left_out = available(self.tasks)
-        evaluation, trivial = None, {}
+        evaluation = None
         if tasks:
             shared = {"cache": cache, "checkpoints": checkpoints}
             before = Work(0, 0, 0, 0.0, 0.0)
@@ -169,11 +169,10 @@ class PreparedPart:
             evaluation = evaluate(self.controllers, tasks, self.protocol, first, **shared)  # type: ignore[arg-type]
             if self.part.replays:
                 evaluation = with_replays(evaluation, self.controllers, tasks, self.protocol, further, **shared)  # type: ignore[arg-type]
-            trivial = {task.name: trivial_loss(task) for task in tasks}
         policies = {
             item.name: str(getattr(item, "trained_on", "unknown")) for item in self.controllers if starts_anywhere(item)
         }
-        return PartResult(self.name, self.part, self.protocol, evaluation, policies, trivial, left_out)
+        return PartResult(self.name, self.part, self.protocol, evaluation, policies, left_out)
 
 
 def prepare(
@@ -220,7 +219,7 @@ def trained_budget(controllers: Iterable[Controller]) -> int | None:
     """Return the largest budget in updates that policies say they were trained on; None if none does."""
     policies = [item for item in controllers if isinstance(item, PolicyController)]
     said = [str(policy.network.config.training.get("budgets", "")) for policy in policies]
-    return max((int(number) for text in said for number in re.findall(r"(\d+) updates", text)), default=None)
+    return max((int(number) for text in said for number in re.findall(r"(\d{1,12}) updates", text)), default=None)
 
 
 def available(tasks: Sequence[Task]) -> tuple[list[Task], dict[str, str]]:

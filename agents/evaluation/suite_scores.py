@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 
-from agents.evaluation.protocol import SETTING
-from agents.evaluation.shares import score_arrays
+from agents.evaluation.results import Evaluation, score_arrays
 from agents.evaluation.statistics import stratified_interval
-from agents.evaluation.suite import PartResult
-from envs.trivial import collapsed
 
 Interval = tuple[float, float, float]  # figure, lower and upper end
 
@@ -21,16 +17,15 @@ class Scores:
 
     What is tuned counts at its tuned rate, a policy with the mean over its initial rates.
 
-    :ivar settings: (task, optimizer, budget) each
+    :ivar settings: each a :class:`agents.evaluation.results.Setting`
     :ivar methods: names of controllers
     :ivar loss: test losses, float (settings, methods, seeds); of a diverged run infinite
     :ivar metric: the task's metric of the same shape, negated where more is better
     """
 
-    def __init__(self, result: PartResult) -> None:
-        assert result.evaluation is not None
-        self.result, self.evaluation = result, result.evaluation
-        self.settings, self.methods, arrays = score_arrays(result.evaluation)
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+        self.settings, self.methods, arrays = score_arrays(evaluation)
         self.loss, self.metric = arrays["loss"], arrays["metric"]
         self.references = [n for n, name in enumerate(self.methods) if name in self.evaluation.references]
 
@@ -54,35 +49,22 @@ class Scores:
         with np.errstate(invalid="ignore"):
             return np.asarray(np.log(self.loss / np.take_along_axis(self.loss, best[:, None, None], axis=1)))
 
-    def shown(self, name: str) -> pd.DataFrame:
-        """Return the runs of a controller that its figures are of."""
-        runs = self.evaluation.runs[self.evaluation.runs.controller == name]
-        tuned = self.evaluation.tuned[self.evaluation.tuned.controller == name]
-        if tuned.empty:
-            return runs
-        runs = runs.merge(tuned[[*SETTING, "tuned_lr"]], on=SETTING)
-        return runs[runs.initial_lr == runs.tuned_lr]
-
-    def collapses(self, name: str) -> tuple[int, int]:
+    def learned_nothing(self, name: str) -> tuple[int, int]:
         """Return how many of a controller's runs learned nothing, and how many there are."""
-        runs = self.shown(name)
-        lost = [
-            collapsed(loss, self.result.trivial[task]) for loss, task in zip(runs.test_loss, runs.task, strict=True)
-        ]
-        return sum(lost), len(lost)
+        runs = self.evaluation.counted_everywhere(name)
+        return int(self.evaluation.learned_nothing(runs).sum()), len(runs)
 
     def price(self, name: str) -> tuple[float, float]:
         """Return what one result of a controller costs: updates over the budget, and passes over the reward split.
 
         Every rate tried for what is tuned counts, and updates of searches. Means over settings.
         """
-        runs = self.evaluation.runs[self.evaluation.runs.controller == name]
-        tuned = name in set(self.evaluation.tuned.controller)
         costs = []
-        for _, own in runs.groupby(SETTING, sort=False):
-            results = own.seed.nunique() if tuned else len(own)
-            updates = (own.updates + own.search_updates).sum() / own.budget.iloc[0]
-            costs.append((updates / results, own.evaluations.sum() / results))
+        for setting in self.settings:
+            paid, results = self.evaluation.runs_of(setting, name), len(self.evaluation.counted(setting, name))
+            if results:
+                updates = (paid.updates + paid.search_updates).sum() / setting.budget
+                costs.append((updates / results, paid.evaluations.sum() / results))
         return tuple(float(value) for value in np.mean(costs, axis=0))  # type: ignore[return-value]
 
     def bootstrap(self, scores: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Interval:

@@ -34,7 +34,7 @@ class Job:
     """One training run under one controller.
 
     :param report: also measure the trained model on the test split
-    :param checkpoints: where the run is kept while it lasts; None: nowhere
+    :param checkpoints: where the run is kept while it lasts; None: it is not kept
     """
 
     controller: Controller
@@ -160,7 +160,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def _blank(job: Job) -> dict[str, Any]:
-    """What a row says of a job before it is run."""
+    """Return the row of a job before it is run."""
     episode = job.episode
     return {
         "task": episode.task.name,

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from textwrap import wrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from agents.evaluation.comparison import mean_metrics
-from agents.evaluation.protocol import SETTING, Evaluation
+from agents.evaluation.results import Evaluation, Setting, by_seed_and_rate, mean_metrics
 from agents.evaluation.statistics import bootstrap_interval
+from gns.tools.console import printable
 
-COLLAPSE = 2.0  # times the best tuned schedule's mean test loss
-LEGEND = (
-    "regret: ln of the mean test loss over that of the best tuned schedule; 0: equal, 0.1: about 10 % worse; with its "
-    "95 % bootstrap interval over seeds. The best is chosen on the reward split (vs best divides by the lowest test "
-    "loss of any tuned schedule, which is stricter). collapsed: share of runs with a test loss above twice the best's. "
-    "*: the policy was trained on this task."
-)
-_LARGEST_SHADE = math.log(2.0)
+LONGEST = 400  # characters of what a policy was trained on that are shown
 
 
 @dataclass(frozen=True)
-class Cell:
+class TransferCell:
     """One policy in one setting against the best tuned schedule there. Intervals are of 95 %, over seeds.
 
     Means are over initial rates and seeds for the policy, over seeds for the schedule. The best tuned schedule is the
@@ -55,8 +41,10 @@ class Cell:
     :param regret: ln(test_loss / best_test_loss): 0 is equal, above 0 the policy is worse
     :param metric_regret: how much worse the policy's metric is than the schedule's; above 0 the policy is worse
     :param worst_regret: regret of the policy's worst single initial rate
-    :param collapsed: share of runs with a test loss that is above :data:`COLLAPSE` times ``best_test_loss``, or not
-        finite
+    :param far_from_best: share of runs that ended far from the best, see
+        :meth:`agents.evaluation.results.Evaluation.far_from_best`
+    :param learned_nothing: share of runs that learned nothing
+    :param best_learned_nothing: the same share of the schedule's runs
     """
 
     policy: str
@@ -86,38 +74,40 @@ class Cell:
     metric_regret_low: float
     metric_regret_high: float
     worst_regret: float
-    collapsed: float
+    far_from_best: float
+    learned_nothing: float
+    best_learned_nothing: float
+
+    @property
+    def setting(self) -> Setting:
+        """The setting it is of."""
+        return Setting(self.task, self.optimizer, self.budget)
 
 
-def transfer(evaluation: Evaluation, trained_on: Mapping[str, str]) -> list[Cell]:
+def transfer(evaluation: Evaluation, trained_on: Mapping[str, str]) -> list[TransferCell]:
     """Return a cell for each policy and setting (task, optimizer, budget) in which schedules were tuned.
 
     :param trained_on: for each policy, by the name of its controller, the tasks it was trained on, comma-separated
     """
-    cells = []
-    settings = list(evaluation.runs.groupby(SETTING, sort=False))
-    schedules = evaluation.tuned[evaluation.tuned.controller.isin(evaluation.references)]
-    for policy, tasks in trained_on.items():
-        for setting, runs in settings:
-            tuned = schedules[(schedules[SETTING] == list(setting)).all(axis=1)]
-            own = runs[runs.controller == policy]
-            if len(tuned) and len(own):
-                best = tuned.loc[tuned.reward_loss.idxmin()]
-                schedule = runs[(runs.controller == best.controller) & (runs.initial_lr == best.tuned_lr)]
-                higher = evaluation.higher_is_better.get(setting[0], True)
-                cells.append(_cell(policy, tasks, own, schedule, higher))
-    return cells
+    return [
+        _cell(evaluation, setting, policy, tasks)
+        for policy, tasks in trained_on.items()
+        for setting in evaluation.settings
+        if evaluation.chosen_schedule(setting) is not None and len(evaluation.runs_of(setting, policy))
+    ]
 
 
-def _cell(policy: str, trained_on: str, own: pd.DataFrame, schedule: pd.DataFrame, higher_is_better: bool) -> Cell:
-    losses, metrics = _by_seed_and_rate(own, "test_loss"), _by_seed_and_rate(own, "test_metric")
-    best_losses = _by_seed_and_rate(schedule, "test_loss").reindex(losses.index).to_numpy()[:, 0]
-    best_metrics = _by_seed_and_rate(schedule, "test_metric").reindex(losses.index).to_numpy()[:, 0]
+def _cell(evaluation: Evaluation, setting: Setting, policy: str, trained_on: str) -> TransferCell:
+    best = str(evaluation.chosen_schedule(setting))
+    own, schedule = evaluation.runs_of(setting, policy), evaluation.counted(setting, best)
+    losses, metrics = by_seed_and_rate(own, "test_loss"), by_seed_and_rate(own, "test_metric")
+    best_losses = by_seed_and_rate(schedule, "test_loss").reindex(losses.index).to_numpy()[:, 0]
+    best_metrics = by_seed_and_rate(schedule, "test_metric").reindex(losses.index).to_numpy()[:, 0]
     loss_of_seed, metric_of_seed = losses.to_numpy().mean(axis=1), metrics.to_numpy().mean(axis=1)
+    sign = 1.0 if evaluation.higher_is_better.get(setting.task, True) else -1.0
 
     def metric_regret(a: Any, b: Any, axis: int = -1) -> Any:
-        gap = np.mean(b, axis=axis) - np.mean(a, axis=axis)
-        return gap if higher_is_better else -gap
+        return sign * (np.mean(b, axis=axis) - np.mean(a, axis=axis))
 
     figures = {
         "test_loss": (loss_of_seed.mean(), bootstrap_interval(loss_of_seed)),
@@ -128,37 +118,31 @@ def _cell(policy: str, trained_on: str, own: pd.DataFrame, schedule: pd.DataFram
             paired_interval(metric_of_seed, best_metrics, metric_regret),
         ),
     }
-    first, chosen = own.iloc[0], schedule.iloc[0]
-    with np.errstate(invalid="ignore"):
-        collapsed = ~np.isfinite(losses.to_numpy()) | (losses.to_numpy() > COLLAPSE * best_losses.mean())
-    return Cell(
+    return TransferCell(
         policy=policy,
-        trained_on=trained_on,
-        home=first.task in [name.strip() for name in trained_on.split(",")],
-        task=str(first.task),
-        optimizer=str(first.optimizer),
-        budget=int(first.budget),
+        trained_on=printable(trained_on, LONGEST),
+        home=setting.task in [name.strip() for name in trained_on.split(",")],
+        task=setting.task,
+        optimizer=setting.optimizer,
+        budget=setting.budget,
         seeds=losses.shape[0],
         initial_rates=losses.shape[1],
-        metric=str(first.metric),
+        metric=str(own.metric.iloc[0]),
         metrics=mean_metrics(own),
-        best=str(chosen.controller),
-        best_lr=float(chosen.initial_lr),
+        best=best,
+        best_lr=evaluation.tuned_rate(setting, best),
         best_test_loss=float(best_losses.mean()),
         best_test_metric=float(best_metrics.mean()),
         worst_regret=float(np.max(log_ratio(losses.to_numpy(), best_losses[:, None], axis=0))),
-        collapsed=float(collapsed.mean()),
+        far_from_best=float(evaluation.far_from_best(setting, own.test_loss).mean()),
+        learned_nothing=float(evaluation.learned_nothing(own).mean()),
+        best_learned_nothing=float(evaluation.learned_nothing(schedule).mean()),
         **{
             f"{name}{end}": float(value)
             for name, (mean, (low, high)) in figures.items()
             for end, value in (("", mean), ("_low", low), ("_high", high))
         },
     )
-
-
-def _by_seed_and_rate(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return a column as a table of seeds (rows) and initial rates (columns)."""
-    return runs.groupby(["seed", "initial_lr"])[column].mean().unstack()
 
 
 def log_ratio(a: Any, b: Any, axis: int = -1) -> Any:
@@ -193,157 +177,3 @@ def paired_interval(
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
-
-
-def write_transfer(folder: Path, cells: Sequence[Cell]) -> list[Path]:
-    """Write transfer.csv (a row a cell), transfer.md and transfer.png; return their paths."""
-    rows, matrix, picture = (folder / f"transfer.{ending}" for ending in ("csv", "md", "png"))
-    frame = pd.DataFrame([asdict(cell) for cell in cells])
-    frame.assign(metrics=frame.metrics.map(json.dumps)).to_csv(rows, index=False)
-    matrix.write_text(transfer_markdown(cells), encoding="utf-8")
-    draw_transfer(picture, cells)
-    return [rows, matrix, picture]
-
-
-def transfer_tables(cells: Sequence[Cell]) -> list[Table]:
-    """Return a rich table for each policy: its row of the matrix, from top to bottom."""
-    tables, several = [], _several(cells)
-    for policy, trained_on in _policies(cells).items():
-        title = f"{escape(policy)}, trained on {escape(trained_on)}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("task", overflow="fold")
-        for column in ("metric", "", "test loss", "regret", "95 % interval", "collapsed"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for cell in cells:
-            if cell.policy == policy:
-                table.add_row(
-                    cell.task + "*" * cell.home + f"\n{cell.optimizer}, {cell.budget}" * several,
-                    cell.metric,
-                    f"{cell.test_metric:.4f}",
-                    f"{cell.test_loss:.4f}",
-                    _signed(cell.regret),
-                    _interval(cell),
-                    f"{cell.collapsed:.0%}",
-                )
-        tables.append(table)
-    return tables
-
-
-def transfer_markdown(cells: Sequence[Cell]) -> str:
-    """Return the matrix in Markdown: a row a policy, a column a setting."""
-    settings, by_place = _settings(cells), {(cell.policy, _setting(cell)): cell for cell in cells}
-    labels = ["/".join(map(str, setting)) if _several(cells) else setting[0] for setting in settings]
-    lines = [f"| policy | trained on | {' | '.join(labels)} |", f"| --- | --- |{' --- |' * len(labels)}"]
-    for policy, trained_on in _policies(cells).items():
-        parts = []
-        for cell in (by_place[policy, setting] for setting in settings):
-            regret = _signed(cell.regret) + r"\*" * cell.home
-            collapsed = f", {cell.collapsed:.0%} collapsed" if cell.collapsed else ""
-            parts.append(f"{regret} ({_interval(cell)}), {cell.metric} {cell.test_metric:.4f}{collapsed}")
-        lines.append(f"| {policy} | {trained_on} | {' | '.join(parts)} |")
-    best = {_setting(cell): cell for cell in cells}
-    parts = [
-        f"{cell.best} from {cell.best_lr:.2g}: test loss {cell.best_test_loss:.4f}, {cell.metric} "
-        f"{cell.best_test_metric:.4f}"
-        for cell in (best[setting] for setting in settings)
-    ]
-    lines.append(f"| best tuned schedule | | {' | '.join(parts)} |")
-    return "\n".join([*lines, "", LEGEND.replace("*", r"\*"), ""])
-
-
-def draw_transfer(path: Path, cells: Sequence[Cell]) -> None:
-    """Draw the regret in loss of each policy (rows) in each setting (columns) as a heat map.
-
-    Regrets beyond ln 2 either way have the colour of ln 2. A frame marks the tasks a policy was trained on.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Rectangle
-
-    settings, metrics = _settings(cells), {_setting(cell): cell.metric for cell in cells}
-    rows = [_wrapped(name, f"(trained on {tasks})", width=36) for name, tasks in _policies(cells).items()]
-    columns = [_wrapped(s[0], f"{s[1]}, {s[2]} updates", metrics[s], width=22) for s in settings]
-    width, height = max(1.4, *map(_inches, columns)), max(0.8, *(0.25 + 0.16 * text.count("\n") for text in rows))
-    inches = (max(map(_inches, rows)) + width * len(columns) + 1.2, max(height * len(rows), 1.6) + 1.5)
-    figure, axis = plt.subplots(figsize=inches, layout="constrained")
-
-    largest = max([0.1, *(abs(cell.regret) for cell in cells if not math.isnan(cell.regret))])
-    limit = min(largest, _LARGEST_SHADE)
-    values = np.full((len(rows), len(columns)), np.nan)
-    places = [(list(_policies(cells)).index(cell.policy), settings.index(_setting(cell))) for cell in cells]
-    for place, cell in zip(places, cells, strict=True):
-        values[place] = np.clip(cell.regret, -limit, limit)
-    shades = plt.get_cmap("PuOr_r").with_extremes(bad="lightgrey")
-    image = axis.imshow(values, cmap=shades, vmin=-limit, vmax=limit, aspect="auto")
-    for (row, column), cell in zip(places, cells, strict=True):
-        ink = "white" if abs(values[row, column]) > 0.6 * limit else "black"
-        for shift, text, size, weight in (
-            (8, _signed(cell.regret), 11, "bold"),
-            (-8, f"{cell.test_metric:.3f}", 9, "normal"),
-        ):
-            axis.annotate(
-                text,
-                (column, row),
-                (0, shift),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                color=ink,
-                fontsize=size,
-                weight=weight,
-            )
-        if cell.home:
-            for shade, line in (("white", 5.0), ("black", 2.5)):
-                frame = Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, edgecolor=shade, linewidth=line)
-                axis.add_patch(frame)
-    axis.set_xticks(range(len(columns)), columns, fontsize=9, parse_math=False)
-    axis.set_yticks(range(len(rows)), rows, fontsize=9, parse_math=False)
-    axis.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    axis.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
-    axis.grid(which="minor", color="white", linewidth=2)
-    axis.tick_params(which="both", length=0)
-    title = "Regret against the best tuned schedule (bold), and the metric. Framed: trained on this task."
-    figure.suptitle(_wrapped(title, width=int(inches[0] / 0.09)), fontsize=10)
-    extend = "both" if largest > limit else "neither"
-    bar = figure.colorbar(image, extend=extend, fraction=0.6 / inches[0], pad=0.2 / inches[0], aspect=6 * inches[1])
-    bar.set_label("ln(test loss / best tuned schedule's)", fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _setting(cell: Cell) -> tuple[str, str, int]:
-    return cell.task, cell.optimizer, cell.budget
-
-
-def _settings(cells: Sequence[Cell]) -> list[tuple[str, str, int]]:
-    return list(dict.fromkeys(_setting(cell) for cell in cells))
-
-
-def _several(cells: Sequence[Cell]) -> bool:
-    """Whether a task comes with more than one optimizer or budget."""
-    settings = _settings(cells)
-    return len({task for task, *_ in settings}) < len(settings)
-
-
-def _policies(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return what each policy was trained on."""
-    return {cell.policy: cell.trained_on for cell in cells}
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}" if math.isfinite(value) else f"{value:.0f}"
-
-
-def _interval(cell: Cell) -> str:
-    return f"{_signed(cell.regret_low)} to {_signed(cell.regret_high)}"
-
-
-def _wrapped(*texts: str, width: int) -> str:
-    return "\n".join(line for text in texts for line in wrap(text, width))
-
-
-def _inches(text: str) -> float:
-    """Return about the room that lines of 9 points need."""
-    return 0.3 + 0.08 * max(map(len, text.split("\n")))

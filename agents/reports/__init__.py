@@ -1,1 +1,1 @@
-"""What an evaluation leaves behind for people: tables, plots, pages and W&B reports."""
+"""Tables, plots, pages and W&B reports of an evaluation."""

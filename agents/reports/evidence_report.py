@@ -1,4 +1,4 @@
-"""What a suite leaves behind: evidence.md and evidence.json, and a folder a part."""
+"""The files of a suite: evidence.md and evidence.json, and a folder for each part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.evaluation.comparison import Line
 from agents.evaluation.evidence import Evidence, OpenLoop, Standing
 from agents.evaluation.promises import Claim
-from agents.evaluation.shares import Shares, write_shares
 from agents.evaluation.suite import PartResult
-from agents.reports.evidence_plots import draw_relative_rates
-from agents.reports.files import plain_json, write_results
+from agents.evaluation.transfer import LONGEST
+from agents.reports.files import plain_json
+from agents.reports.tables import markdown_table, terminal_table
+from envs.trivial import NOTHING
+from gns.tools.console import printable
 
 _PROMISE = {
     "in_distribution": "in distribution",
@@ -32,30 +32,11 @@ _LEGEND = (
     "*ratio*: geometric mean over settings (task, optimizer, budget) of the mean test loss over that of the best tuned "
     "schedule, with its 95 % bootstrap interval over seeds; *worst*: the largest. *log-ratio*: interquartile mean over "
     "settings and seeds of ln(test loss / the best tuned schedule's with that seed). *Top-1/3*: percent of settings, "
-    "among schedules and policies, by the task's metric and by the test loss. *collapsed*: runs with a test loss that "
-    "is not finite or at least 0.98 times that of a model that has learned nothing. *cost*: updates one result takes, "
-    "over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned rate, a policy "
-    "with all its initial rates."
+    "among schedules and policies, by the task's metric and by the test loss. *learned nothing*: runs with a test loss "
+    f"that is not finite or at least {NOTHING:g} times that of a model that has learned nothing. *cost*: updates one "
+    "result takes, over the budget; *evaluations*: passes over the reward split. What is tuned counts at its tuned "
+    "rate, a policy with all its initial rates."
 )
-
-
-def write_part(
-    folder: Path, result: PartResult, lines: list[Line], standing: Sequence[Shares], about: dict[str, Any]
-) -> list[Path]:
-    """Write what :func:`agents.reports.files.write_results` does of a part, its shares, and its plot of relative rates.
-
-    :param lines: the part's comparison
-    :param standing: its shares; empty where budgets are no percentages
-    :param about: see there
-    :return: the files; none if all tasks were left out
-    """
-    if result.evaluation is None:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    written = write_results(folder, result.evaluation, lines, about)
-    if standing:
-        written += write_shares(folder, standing)
-    return [*written, *draw_relative_rates(folder / "relative_rates.png", result)]
 
 
 def write_evidence(folder: Path, results: Sequence[PartResult], found: Evidence, about: dict[str, Any]) -> list[Path]:
@@ -76,26 +57,19 @@ def write_evidence(folder: Path, results: Sequence[PartResult], found: Evidence,
 
 def claims_table(claims: Sequence[Claim]) -> Table:
     """Return the promises as a rich table."""
-    shown = Table(title="promises", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for heading in ("promise", "policy", "what"):
-        shown.add_column(heading, overflow="fold")
-    for heading in ("figure", "95 %", "to be"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("verdict")
-    for claim in claims:
-        promise, policy, what, figure, interval, wanted, _, verdict, _ = _claim_cells(claim)
-        shown.add_row(promise, policy, what, figure, interval, wanted, verdict)
-    return shown
+    cells = [[row[place] for place in (0, 1, 2, 3, 4, 5, 7)] for row in map(_claim_cells, claims)]
+    headings = ("promise", "policy", "what", "figure", "95 %", "to be", "verdict")
+    return terminal_table("promises", headings, cells, left=(0, 1, 2, 6))
 
 
 def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
-    """Return the whole report in Markdown: promises first, then the parts, failures and what it took."""
+    """Return the report in Markdown: promises first, then parts, failures and computation."""
     policies = {name: tasks for result in results for name, tasks in result.policies.items()}
     lines = ["# Evidence", ""]
-    lines += [f"- Policy `{name}` was trained on: {tasks}." for name, tasks in policies.items()]
+    lines += [f"- Policy `{name}` was trained on: {printable(tasks, LONGEST)}." for name, tasks in policies.items()]
     lines += ["", "## Promises", ""]
     headings = ["promise", "policy", "what", "figure", "95 %", "to be", "settings", "verdict", "note"]
-    lines += _table(headings, [_claim_cells(claim) for claim in found.claims], left=(0, 1, 2, 7, 8))
+    lines += markdown_table(headings, [_claim_cells(claim) for claim in found.claims], left=(0, 1, 2, 7, 8))
     lines += ["A verdict is of the figure; its interval may reach beyond the threshold.", ""]
     if found.left_out:
         lines += ["## Left out", ""]
@@ -111,10 +85,15 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
             "",
         ]
         rows = [
-            [item.controller, _number(item.log_ratio), _interval(item.low, item.high), f"{item.collapsed}/{item.runs}"]
+            [
+                item.controller,
+                _number(item.log_ratio),
+                _interval(item.low, item.high),
+                f"{item.learned_nothing}/{item.runs}",
+            ]
             for item in found.overall
         ]
-        lines += _table(["controller", "log-ratio", "95 %", "collapsed"], rows)
+        lines += markdown_table(["controller", "log-ratio", "95 %", "learned nothing"], rows)
     if found.open_loops:
         lines += ["## Does the state matter?", ""]
         lines += [
@@ -124,7 +103,9 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
             "",
         ]
         rows = [_loop_cells(item) for item in found.open_loops]
-        lines += _table(["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3))
+        lines += markdown_table(
+            ["part", "policy", "control", "rates", "log-ratio", "95 %", "runs"], rows, left=(0, 1, 2, 3)
+        )
     lines += ["## Failures", ""]
     lines += [f"- {line}" for line in found.failures] or ["No run was lost."]
     lines += ["", "## Compute", ""]
@@ -132,7 +113,7 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
         [item.part, str(item.runs), str(item.updates), str(item.search_updates), f"{item.seconds:.0f}"]
         for item in found.compute
     ]
-    lines += _table(["part", "runs", "updates", "search updates", "seconds"], rows)
+    lines += markdown_table(["part", "runs", "updates", "search updates", "seconds"], rows)
     lines += ["Seconds are those of training, summed over processes, without the evaluation at the end.", ""]
     return "\n".join(lines)
 
@@ -140,7 +121,7 @@ def evidence_markdown(results: Sequence[PartResult], found: Evidence) -> str:
 def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
     lines = [f"## {result.name}", ""]
     if result.evaluation is None:
-        return [*lines, "Not run: the data of all its tasks are nowhere to be had.", ""]
+        return [*lines, "Not run: the data of none of its tasks were found.", ""]
     runs, part = result.evaluation.runs, result.part
     about = [
         "held out (neither trained nor selected on)" if part.held_out else "in distribution",
@@ -153,8 +134,13 @@ def _part_lines(result: PartResult, standings: Sequence[Standing]) -> list[str]:
         factors = ", ".join(f"{factor:g}" for factor in result.protocol.relative_rates)
         about.append(f"policies from {factors} times the tuned rate of the schedule that is best on the reward split")
     headings = ["controller", "ratio", "95 %", "worst", "log-ratio", "95 %", "Top-1/3, metric", "Top-1/3, loss"]
-    headings += ["collapsed", "cost", "evaluations"]
-    return [*lines, "; ".join(about) + ".", "", *_table(headings, [_standing_cells(item) for item in standings])]
+    headings += ["learned nothing", "cost", "evaluations"]
+    return [
+        *lines,
+        "; ".join(about) + ".",
+        "",
+        *markdown_table(headings, [_standing_cells(item) for item in standings]),
+    ]
 
 
 def _standing_cells(item: Standing) -> list[str]:
@@ -167,7 +153,7 @@ def _standing_cells(item: Standing) -> list[str]:
         _interval(item.log_low, item.log_high),
         _shares(item.top),
         _shares(item.top_loss),
-        f"{item.collapsed}/{item.runs}",
+        f"{item.learned_nothing}/{item.runs}",
         f"{item.cost:.1f}",
         f"{item.evaluations:.1f}",
     ]
@@ -197,12 +183,6 @@ def _claim_cells(claim: Claim) -> list[str]:
         claim.verdict,
         claim.note,
     ]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    rule = " | ".join("---" if place in left else "---:" for place in range(len(headings)))
-    body = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return [f"| {' | '.join(headings)} |", f"| {rule} |", *body, ""]
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any
 
 import yaml
 
-from agents.evaluation.comparison import Line
-from agents.evaluation.protocol import SETTING, Evaluation
-from agents.evaluation.transfer import LEGEND, Cell
-from agents.reports.html_paths import rate_paths, training_losses
-from agents.reports.html_plots import BOX, OFF_MARK, Look, Plot, looks, loss_against_rate
+from agents.evaluation.comparison import Line, by_setting
+from agents.evaluation.results import SETTING, Evaluation
+from agents.evaluation.transfer import TransferCell
 from agents.reports.html_summary import sentences, standing_table
 from agents.reports.html_tables import Column, Table, cost_table, failures_tables, results_table
+from agents.reports.plots import BOX, OFF_MARK, Look, Plot, looks, loss_against_rate, metric_against_rate
+from agents.reports.plots_over_time import rate_paths, training_losses
+from agents.reports.transfer_matrix import LEGEND, outcomes
 
 FILE = "report.html"
 PLOTTED_SETTINGS = 40  # beyond these only tables, so that the file stays small
@@ -33,19 +33,19 @@ _SHADES = 5  # classes h-5 .. h5 of the style sheet
 
 
 def write_html(
-    folder: Path, evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cell], about: Mapping[str, Any]
+    folder: Path, evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[TransferCell], about: Mapping[str, Any]
 ) -> Path:
     """Write report.html and return its path.
 
     :param folder: where results are
-    :param about: what made the results: ``config``, ``versions``, and ``overrides`` of the command line where known
+    :param about: what made the results: ``config``, ``versions``, and ``command`` where known
     """
     path = folder / FILE
     path.write_text(html(evaluation, lines, cells, about), encoding="utf-8", newline="\n")
     return path
 
 
-def html(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cell], about: Mapping[str, Any]) -> str:
+def html(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[TransferCell], about: Mapping[str, Any]) -> str:
     """Return the report; see :func:`write_html`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -67,7 +67,7 @@ def html(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cell], a
 
 
 def content(
-    evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cell], about: Mapping[str, Any]
+    evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[TransferCell], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the template shows, as plain text and figures."""
     style = looks(evaluation)
@@ -87,7 +87,7 @@ def content(
         "legend": LEGEND,
         "cost": cost_table(evaluation, lines),
         "failures": failures_tables(evaluation),
-        "command": _command(about),
+        "command": about.get("command", ""),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "versions": Table(
             "Versions",
@@ -97,15 +97,15 @@ def content(
     }
 
 
-def transfer_map(cells: Sequence[Cell]) -> dict[str, Any] | None:
+def transfer_map(cells: Sequence[TransferCell]) -> dict[str, Any] | None:
     """Return the transfer of policies (rows) to settings (columns), with a shade from -5 (better) to 5 (worse) each.
 
     Shades are of the regret, and full from ln 2 on, as in transfer.png. None where there is nothing to show.
     """
     if not cells:
         return None
-    settings = list(dict.fromkeys((cell.task, cell.optimizer, cell.budget) for cell in cells))
-    by_place = {(cell.policy, (cell.task, cell.optimizer, cell.budget)): cell for cell in cells}
+    settings = list(dict.fromkeys(cell.setting for cell in cells))
+    by_place = {(cell.policy, cell.setting): cell for cell in cells}
     rows = []
     for policy, trained_on in {cell.policy: cell.trained_on for cell in cells}.items():
         places = [by_place.get((policy, setting)) for setting in settings]
@@ -113,7 +113,7 @@ def transfer_map(cells: Sequence[Cell]) -> dict[str, Any] | None:
     return {"settings": settings, "rows": rows, "limit": math.log(2.0)}
 
 
-def _place(cell: Cell) -> dict[str, Any]:
+def _place(cell: TransferCell) -> dict[str, Any]:
     shade = _SHADES if math.isnan(cell.regret) else min(max(cell.regret / math.log(2.0), -1.0), 1.0) * _SHADES
     known = math.isfinite(cell.regret)
     return {
@@ -121,33 +121,26 @@ def _place(cell: Cell) -> dict[str, Any]:
         "regret": f"{cell.regret:+.2f}" if known else "diverged",
         "interval": f"{cell.regret_low:+.2f} to {cell.regret_high:+.2f}" if math.isfinite(cell.regret_low) else "",
         "metric": f"{cell.metric} {cell.test_metric:.3f}" if math.isfinite(cell.test_metric) else "",
-        "collapsed": f"{cell.collapsed:.0%} collapsed" if cell.collapsed else "",
+        "outcomes": outcomes(cell),
         "home": cell.home,
     }
 
 
 def _settings(evaluation: Evaluation, lines: Sequence[Line], style: dict[str, Look]) -> list[dict[str, Any]]:
-    groups = evaluation.runs.groupby(SETTING, sort=False)
     paths = len(evaluation.runs[[*SETTING, "controller", "initial_lr"]].drop_duplicates())
     points = min(60, max(8, _PATH_POINTS // (2 * paths)))
-    result = []
-    for place, (key, runs) in enumerate(groups):
-        title = f"{key[0]}, {key[1]}, {key[2]:,} updates"
-        own = [line for line in lines if (line.task, line.optimizer, line.budget) == tuple(key)]
+    groups, result = by_setting(lines), []
+    for place, setting in enumerate(evaluation.settings):
         plots: list[list[Plot]] = []  # those of one list stand below each other
         if place < PLOTTED_SETTINGS:
-            over_time = (draw(runs, evaluation, style, points) for draw in (rate_paths, training_losses))
+            over_time = (draw(evaluation, setting, style, points) for draw in (rate_paths, training_losses))
             plots = [
-                [loss_against_rate(runs, evaluation, own, style)],
+                [draw(evaluation, setting, style) for draw in (loss_against_rate, metric_against_rate)],
                 [plot for plot in over_time if plot is not None],
             ]
-        result.append({"title": title, "table": results_table(f"Results: {title}", own), "plots": plots})
+        table = results_table(f"Results: {setting.title}", groups[setting])
+        result.append({"title": setting.title, "table": table, "plots": plots})
     return result
-
-
-def _command(about: Mapping[str, Any]) -> str:
-    overrides = about.get("overrides")
-    return "" if overrides is None else shlex.join(["python", "evaluate.py", *overrides])
 
 
 def _hash(text: str) -> str:

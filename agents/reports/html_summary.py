@@ -8,18 +8,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.evaluation.comparison import Line
-from agents.evaluation.protocol import Evaluation
-from agents.evaluation.transfer import COLLAPSE, Cell
+from agents.evaluation.comparison import Line, by_setting
+from agents.evaluation.results import FAR, Evaluation, Setting
+from agents.evaluation.transfer import TransferCell
 from agents.reports.html_tables import Column, Table, number, wrong_runs
+from envs.trivial import NOTHING
 
 CLOSE = 1.05  # times the best tuned schedule's loss that still counts as close
 FEW_SEEDS = 5
 
 
-def sentences(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cell]) -> list[str]:
+def sentences(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[TransferCell]) -> list[str]:
     """Return the summary: what was compared, what was best, how policies stand, what went wrong."""
-    said = [_compared(evaluation), *_best(lines), *_policies(lines, cells), _wrong(evaluation, cells)]
+    said = [_compared(evaluation), *_best(lines), *_policies(lines, cells), *_wrong(evaluation, cells)]
+    said += _nothing(evaluation, lines)
     seeds = evaluation.runs.seed.nunique()
     if seeds < FEW_SEEDS:
         runs = "one run" if seeds == 1 else f"only {seeds} runs"
@@ -29,9 +31,9 @@ def sentences(evaluation: Evaluation, lines: Sequence[Line], cells: Sequence[Cel
 
 def standing_table(lines: Sequence[Line]) -> Table:
     """Return what was best in each setting and how each policy stands there."""
-    policies = list(dict.fromkeys(line.controller for line in lines if _is_mean(line)))
+    policies = list(dict.fromkeys(line.controller for line in lines if line.is_mean))
     rows = []
-    for setting, own in _by_setting(lines).items():
+    for setting, own in by_setting(lines).items():
         contenders = _contenders(own)
         best = min(contenders, key=_loss)
         ratios = {line.controller: line.ratio for line in contenders}
@@ -66,14 +68,14 @@ def _compared(evaluation: Evaluation) -> str:
 
 
 def _best(lines: Sequence[Line]) -> list[str]:
-    settings = _by_setting(lines)
+    settings = by_setting(lines)
     if len(settings) == 1:
         (own,) = settings.values()
         ranked = sorted(_contenders(own), key=_loss)
         if not math.isfinite(ranked[0].test_loss):
             return ["No controller ended with a finite mean test loss."]
         said = [f"{_described(ranked[0])} has the lowest mean test loss, {_figures(ranked[0])}."]
-        tuned = [line for line in ranked if not _is_mean(line) and not line.own_rate]
+        tuned = [line for line in ranked if not line.is_mean and not line.own_rate]
         if tuned and tuned[0] is not ranked[0] and math.isfinite(tuned[0].test_loss):
             said.append(f"Of what was tuned, {_described(tuned[0])} is the best, with {_figures(tuned[0])}.")
         return said
@@ -90,11 +92,11 @@ def _best(lines: Sequence[Line]) -> list[str]:
     )
 
 
-def _policies(lines: Sequence[Line], cells: Sequence[Cell]) -> list[str]:
+def _policies(lines: Sequence[Line], cells: Sequence[TransferCell]) -> list[str]:
     said = []
-    for name in dict.fromkeys(line.controller for line in lines if _is_mean(line)):
-        means = [line for line in lines if line.controller == name and _is_mean(line)]
-        single = [line for line in lines if line.controller == name and not _is_mean(line)]
+    for name in dict.fromkeys(line.controller for line in lines if line.is_mean):
+        means = [line for line in lines if line.controller == name and line.is_mean]
+        single = [line for line in lines if line.controller == name and not line.is_mean]
         known = [line for line in means if not math.isnan(line.ratio)]
         if not known:
             said.append(f"There is no tuned schedule with a finite loss to compare {name} with.")
@@ -115,10 +117,10 @@ def _policies(lines: Sequence[Line], cells: Sequence[Cell]) -> list[str]:
                 f"{f'{ratios.max():.3f}' if math.isfinite(ratios.max()) else 'infinite'} at worst."
             )
         worst = max((line for line in single if not math.isnan(line.ratio)), key=lambda line: line.ratio)
-        where = f" on {worst.task} with {worst.optimizer}, {worst.budget} updates" if len(known) > 1 else ""
+        where = f" on {_words(worst.setting)}" if len(known) > 1 else ""
         said.append(f"From its worst single initial rate, {worst.initial_lr:.2g}{where}, it is {_ratio(worst.ratio)}.")
         said += [_paired(cell) for cell in cells if cell.policy == name and len(known) == 1]
-        tuned = [line.cost for line in lines if not _is_mean(line) and line.controller != name and line.runs > 1]
+        tuned = [line.cost for line in lines if not line.is_mean and line.controller != name and line.runs > 1]
         if tuned:
             said.append(
                 f"A result of {name} takes {np.mean([line.cost for line in means]):.1f} times the budget in updates; "
@@ -127,53 +129,64 @@ def _policies(lines: Sequence[Line], cells: Sequence[Cell]) -> list[str]:
     return said
 
 
-def _paired(cell: Cell) -> str:
+def _paired(cell: TransferCell) -> str:
     """The difference to the schedule that could have been chosen, seed by seed."""
     against = f"Against {cell.best} from {cell.best_lr:.2g}, the schedule chosen on the reward split,"
+    if cell.learned_nothing == cell.best_learned_nothing == 1.0:
+        return f"{against} there is nothing to compare: neither learned anything."
     if not math.isfinite(cell.regret):
         return f"{against} no difference can be given: a run diverged."
     change = f"{against} its test loss is {math.expm1(cell.regret):+.1%}"
     if not math.isfinite(cell.regret_low):
         return f"{change}."
     low, high = math.expm1(cell.regret_low), math.expm1(cell.regret_high)
-    verdict = "worse" if low > 0 else "better" if high < 0 else "not told from equal"
+    verdict = "worse" if low > 0 else "better" if high < 0 else "no difference is shown"
     return f"{change}, with a 95 % interval over seeds from {low:+.1%} to {high:+.1%}: {verdict}."
 
 
-def _wrong(evaluation: Evaluation, cells: Sequence[Cell]) -> str:
-    wrong = wrong_runs(evaluation)
+def _wrong(evaluation: Evaluation, cells: Sequence[TransferCell]) -> list[str]:
+    wrong, rolled = wrong_runs(evaluation), evaluation.runs.rollbacks
     failed, diverged = ((wrong.what == what).sum() for what in ("failed", "diverged"))
     said = f"{_count(failed, 'run')} failed and {diverged:,} diverged" if len(wrong) else "No run failed or diverged"
-    rolled = evaluation.runs.rollbacks
     back = f"{int(rolled.sum()):,} rollbacks in {_count((rolled > 0).sum(), 'run')}" if rolled.sum() else "no rollback"
-    collapsed = [
-        f"{cell.collapsed:.0%} of the runs of {cell.policy} on {cell.task}" for cell in cells if cell.collapsed
+    sentences = [f"{said}; there was {back}."]
+    far = [f"{c.far_from_best:.0%} of {c.policy} on {_words(c.setting)}" for c in cells if c.far_from_best]
+    if far:
+        sentences.append(f"Runs far from the best, above {FAR:g} times its test loss or not finite: {_first(far)}.")
+    return sentences
+
+
+def _nothing(evaluation: Evaluation, lines: Sequence[Line]) -> list[str]:
+    """Say which runs learned nothing, and where no controller learned anything."""
+    groups = {setting: _contenders(own) for setting, own in by_setting(lines).items()}
+    lost = [_words(setting) for setting, own in groups.items() if all(line.learned_nothing == 1.0 for line in own)]
+    some = [
+        f"{line.learned_nothing:.0%} of {line.controller} on {_words(setting)}"
+        for setting, own in groups.items()
+        for line in own
+        if line.learned_nothing and _words(setting) not in lost
     ]
-    if not collapsed:
-        return f"{said}; there was {back}."
-    more = f"; and {len(collapsed) - 6} more" if len(collapsed) > 6 else ""
-    return (
-        f"{said}; there was {back}. Above {COLLAPSE:g} times the best tuned schedule's loss ended "
-        f"{'; '.join(collapsed[:6])}{more}."
-    )
+    said = []
+    if some:
+        bar = f"at least {NOTHING:g} times the loss of a model that has learned nothing, or not finite"
+        said.append(f"Runs that learned nothing, their test loss being {bar}: {_first(some)}.")
+    if lost:
+        said.append(f"No controller learned anything on {_first(lost)}: there, none is better than another.")
+    return said
 
 
-def _by_setting(lines: Sequence[Line]) -> dict[tuple[str, str, int], list[Line]]:
-    groups: dict[tuple[str, str, int], list[Line]] = {}
-    for line in lines:
-        groups.setdefault((line.task, line.optimizer, line.budget), []).append(line)
-    return groups
+def _words(setting: Setting) -> str:
+    return f"{setting.task} with {setting.optimizer}, {setting.budget:,} updates"
 
 
-def _is_mean(line: Line) -> bool:
-    """Whether it is a policy's mean over its initial rates."""
-    return math.isnan(line.initial_lr) and not line.own_rate
+def _first(items: Sequence[str], most: int = 6) -> str:
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def _contenders(lines: Sequence[Line]) -> list[Line]:
-    """One line a controller: of a policy its mean, since to pick its best rate nobody may."""
-    means = {line.controller for line in lines if _is_mean(line)}
-    return [line for line in lines if line.controller not in means or _is_mean(line)]
+    """Return one line for each controller: of a policy its mean, since its best rate is not known before testing."""
+    means = {line.controller for line in lines if line.is_mean}
+    return [line for line in lines if line.controller not in means or line.is_mean]
 
 
 def _loss(line: Line) -> float:
@@ -183,9 +196,7 @@ def _loss(line: Line) -> float:
 def _described(line: Line) -> str:
     if line.own_rate:
         return line.controller
-    return (
-        f"{line.controller}{', a mean over its initial rates,' if _is_mean(line) else f' from {line.initial_lr:.2g}'}"
-    )
+    return f"{line.controller}{', a mean over its initial rates,' if line.is_mean else f' from {line.initial_lr:.2g}'}"
 
 
 def _figures(line: Line) -> str:

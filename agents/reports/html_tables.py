@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from agents.evaluation.comparison import Line
-from agents.evaluation.protocol import SETTING, Evaluation
+from agents.evaluation.results import SETTING, Evaluation
 
-Cell = tuple[str, str | None]  # what is shown, and the number it is sorted by: None for a text
+TableCell = tuple[str, str | None]  # what is shown, and the number it is sorted by: None for a text
 LISTED_RUNS = 200  # runs that went wrong are listed one by one up to this many
 
 
@@ -32,11 +32,11 @@ class Table:
 
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     emphasis: frozenset[int] = frozenset()
 
 
-def number(value: float, form: str = ".4f") -> Cell:
+def number(value: float, form: str = ".4f") -> TableCell:
     """Return a cell for a number: a dash stands for what is unknown, infinity for what diverged."""
     if math.isnan(value):
         return "–", "nan"
@@ -46,13 +46,12 @@ def number(value: float, form: str = ".4f") -> Cell:
 def results_table(title: str, lines: Sequence[Line]) -> Table:
     """Return the comparison in one setting, as :func:`agents.reports.files.tables` has it on the terminal."""
     metric = lines[0].metric
-    names = ("initial rate", "test loss", "95 % from", "to", "s.d.", metric, "vs best", "cost", "rollbacks")
+    figures = ("test loss", "95 % from", "to", "s.d.", metric, "vs best", "cost", "rollbacks", "learned nothing")
+    names = ("initial rate", *figures)
     rows, mean = [], set()
     for place, line in enumerate(lines):
-        rate: Cell = number(line.initial_lr, ".2g")
-        if math.isnan(line.initial_lr):
-            rate = ("own" if line.own_rate else "all"), "nan"
-            mean |= set() if line.own_rate else {place}
+        rate = number(line.initial_lr, ".2g") if line.initial_lr > 0 else (line.where, "nan")
+        mean |= {place} if line.is_mean else set()
         rows.append(
             [
                 (line.controller, None),
@@ -61,6 +60,7 @@ def results_table(title: str, lines: Sequence[Line]) -> Table:
                 number(line.ratio, ".3f"),
                 number(line.cost, ".1f"),
                 number(line.rollbacks, ".2g"),
+                number(line.learned_nothing, ".0%"),
             ]
         )
     return Table(title, [Column("controller"), *(Column(name, True) for name in names)], rows, frozenset(mean))
@@ -120,40 +120,39 @@ def failures_tables(evaluation: Evaluation) -> list[Table]:
     totals = evaluation.runs.groupby([*SETTING, "controller"], sort=False).size()
     rows = [
         [
-            (str(key[3]), None),
-            (", ".join(map(str, key[:2])), None),
-            number(key[2], ",.0f"),
-            number(float(totals[key]), ",.0f"),
-            number(float((part.what == "failed").sum()), ",.0f"),
-            number(float((part.what == "diverged").sum()), ",.0f"),
-            number(float(part.initial_lr.min()), ".2g"),
-            number(float(part.initial_lr.max()), ".2g"),
+            (str(controller), None),
+            (f"{task}, {optimizer}", None),
+            number(budget, ",.0f"),
+            number(float(totals[task, optimizer, budget, controller]), ",.0f"),
+            *(number(float((part.what == what).sum()), ",.0f") for what in ("failed", "diverged")),
+            *(number(float(rate), ".2g") for rate in (part.initial_lr.min(), part.initial_lr.max())),
         ]
-        for key, part in wrong.groupby([*SETTING, "controller"], sort=False)
+        for (task, optimizer, budget, controller), part in wrong.groupby([*SETTING, "controller"], sort=False)
     ]
     names = ("budget", "runs", "failed", "diverged", "lowest rate", "highest rate")
-    columns = [Column("controller"), Column("task, optimizer"), *(Column(name, True) for name in names)]
-    tables = [Table("Runs that failed or diverged, by controller and setting", columns, rows)]
+    words = [Column("controller"), Column("task, optimizer")]
+    by_setting = Table(
+        "Runs that failed or diverged, by controller and setting",
+        [*words, *(Column(name, True) for name in names)],
+        rows,
+    )
     listed = wrong.head(LISTED_RUNS)
+    forms = {
+        "budget": ",.0f",
+        "initial_lr": ".2g",
+        "seed": ".0f",
+        "updates": ",.0f",
+        "rollbacks": ",.0f",
+    }  # as in results.csv
     rows = [
         [
-            (str(run.controller), None),
-            (f"{run.task}, {run.optimizer}", None),
-            number(run.budget, ",.0f"),
-            number(run.initial_lr, ".2g"),
-            number(run.seed, ".0f"),
-            (str(run.what), None),
-            number(run.updates, ",.0f"),
-            number(run.rollbacks, ",.0f"),
+            (str(run["controller"]), None),
+            (f"{run['task']}, {run['optimizer']}", None),
+            (run["what"], None),
+            *(number(run[name], form) for name, form in forms.items()),
         ]
-        for run in listed.itertuples()
-    ]
-    columns = [
-        Column("controller"),
-        Column("task, optimizer"),
-        *(Column(name, True) for name in ("budget", "initial rate", "seed")),
-        Column("what"),
-        *(Column(name, True) for name in ("updates done", "rollbacks")),
+        for run in listed.to_dict("records")
     ]
     first = f", the first {len(listed)} of {len(wrong):,}; results.csv has all" if len(wrong) > len(listed) else ""
-    return [*tables, Table(f"Each of these runs{first}", columns, rows)]
+    columns = [*words, Column("what"), *(Column(name, True) for name in forms)]
+    return [by_setting, Table(f"Each of these runs{first}", columns, rows)]

@@ -10,12 +10,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from agents.evaluation.comparison import Line
-from agents.evaluation.protocol import Evaluation
-from agents.evaluation.transfer import Cell
+from agents.evaluation.results import Evaluation
+from agents.evaluation.transfer import TransferCell
 from agents.reports.html_report import write_html
 from gns.errors import InvalidSettingError, UnknownNameError
 
-Report = Callable[[Path, Evaluation, Sequence[Line], Sequence[Cell], Mapping[str, Any]], Path]
+Report = Callable[[Path, Evaluation, Sequence[Line], Sequence[TransferCell], Mapping[str, Any]], Path]
 REPORTS: dict[str, Report] = {"html": write_html}  # of one comparison each
 WANDB = "wandb"  # of all of an evaluation, on its runs: agents.reports.wandb_report
 
@@ -43,24 +43,18 @@ def write_reports(
     folder: Path,
     evaluation: Evaluation,
     lines: Sequence[Line],
-    cells: Sequence[Cell],
+    cells: Sequence[TransferCell],
     about: Mapping[str, Any],
 ) -> list[Path]:
     """Write the reports of these names on one comparison into a folder and return their paths.
 
-    :param about: ``config`` and ``versions``; words of the command line are added where Hydra was started with any
+    :param about: ``config`` and ``versions``
     """
-    words = overrides()
-    about = about if words is None else {**about, "overrides": words}
+    about = {**about, "command": command()}
     return [REPORTS[name](folder, evaluation, lines, cells, about) for name in names if name in REPORTS]
 
 
-def overrides() -> list[str] | None:
-    """Return the words of the command line; None where Hydra was started with none."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
-
-
 def command() -> str:
-    """Return the command line; empty where it is not known."""
-    words = overrides()
+    """Return the command line; empty where Hydra was started with none."""
+    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
     return "" if words is None else shlex.join(["python", "evaluate.py", *words])

@@ -10,10 +10,11 @@ from typing import Any
 from agents.trackers.evaluation import EVALUATE, REPORT
 
 PLOTTED_SETTINGS = 12  # of a part; more would be slow to look at
-_COLUMNS = ("test_loss_over_best", "collapsed", "cost", "rollbacks", "time_over_schedules")
+_COLUMNS = ("test_loss_over_best", "far_from_best", "learned_nothing", "cost", "rollbacks", "time_over_schedules")
 _FIGURES = {
     "test_loss_over_best": "test loss over the best tuned schedule's, geometric mean over settings",
-    "collapsed": "share of runs above twice the best tuned schedule's loss, or diverged",
+    "far_from_best": "share of runs above twice the test loss of the schedule chosen on the reward split, or diverged",
+    "learned_nothing": "share of runs that learned nothing, or diverged",
     "cost": "updates one result takes, over the budget",
     "time_over_schedules": "seconds an update, over the schedules'",
     "evaluations": "passes over the reward split a run",
@@ -120,7 +121,7 @@ class _Grids:
         runs = self._wr.Runset(
             entity=self._entity,
             project=self._facts.project,
-            name="controllers" if kind == EVALUATE else "the whole",
+            name="controllers" if kind == EVALUATE else "summary",
             filters=f"Metric('Group') == '{group}' and Metric('JobType') == '{kind}'",
             visible_columns=["run:displayName", *(f"summary:{name}" for name in columns)] if columns else [],
         )

@@ -18,11 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from agents.evaluation.comparison import Line
-from agents.evaluation.shares import shares_markdown
-from agents.evaluation.transfer import transfer_markdown
 from agents.reports.controller_figures import Compared, start_name
 from agents.reports.files import markdown
 from agents.reports.html_summary import sentences
+from agents.reports.shares_tables import shares_markdown
+from agents.reports.transfer_matrix import transfer_markdown
 from agents.reports.wandb_blocks import ReportFacts, ReportPart, ReportSetting, blocks
 from agents.runtime.settings import build
 from agents.trackers import TrackerConfig, WandbConfig
@@ -77,15 +77,14 @@ def describe(
 def _part(part: Compared) -> ReportPart:
     lines: list[Line] = list(part.lines)
     settings = []
-    for setting in part.settings():
-        key, runs = part.key(setting), part.runs(setting)
-        starts: dict[str, None] = {}
-        for _, own in runs.groupby("controller", sort=False):
-            rates = sorted(part.shown(own).initial_lr.unique())
+    evaluation = part.evaluation
+    for setting in evaluation.settings:
+        key, starts = part.key(setting), dict[str, None]()
+        for name in evaluation.controllers:
+            rates = sorted(evaluation.counted(setting, name).initial_lr.unique())
             starts |= dict.fromkeys(start_name(key, rate) for rate in rates) if len(rates) > 1 else {}
-        metric = str(runs.metric.iloc[0])
-        title = f"{setting[0]}, {setting[1]}, {setting[2]} updates"
-        settings.append(ReportSetting(key, title, part.error(setting), metric, tuple(starts)))
+        metric = str(evaluation.runs_of(setting).metric.iloc[0])
+        settings.append(ReportSetting(key, setting.title, part.error(setting), metric, tuple(starts)))
     return ReportPart(
         name=part.name,
         sentences=tuple(sentences(part.evaluation, lines, part.cells)),
@@ -98,7 +97,7 @@ def _part(part: Compared) -> ReportPart:
 
 
 def report_of(facts: ReportFacts, entity: str = "") -> Any:
-    """Return the report, a ``wandb_workspaces.reports.v2.Report`` that is saved nowhere.
+    """Return the report, a ``wandb_workspaces.reports.v2.Report`` that has not been saved.
 
     Without an entity nothing is asked of W&B.
 
@@ -195,7 +194,7 @@ def later(folder: Path) -> str:
 
 
 def publish(folder: Path, mode: str) -> str:
-    """Save a report if W&B is online, and say in a line what became of it; a failure is said, too."""
+    """Save a report if W&B is online. Return a line that says whether it is saved, and if not, why."""
     if mode != "online":
         return (
             f"W&B report: written but not saved, since W&B is {mode}. With an account: wandb sync "

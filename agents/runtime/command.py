@@ -93,7 +93,7 @@ def use_data_root(folder: str | None) -> None:
     """
     if folder is None:
         return
-    path = os.path.abspath(os.path.expanduser(str(folder)))
+    path = os.path.realpath(os.path.expanduser(str(folder)))
     if not os.path.isdir(path):
         raise InvalidSettingError(f"data_root is {folder!r}; expected a folder of data sets by Hub id, or null.")
     os.environ[DATA_ROOT] = path

@@ -7,32 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.trackers.base import Tracker, Trackers
-from gns.errors import UnknownNameError
-
-MODES = ("offline", "online", "disabled")
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    """How a run of Weights & Biases is kept.
-
-    :param mode: ``offline`` (files, for ``wandb sync``), ``online`` (needs an account) or ``disabled``
-    :param project: where runs belong
-    :param entity: user or team; None: the account's own
-    :param group: of runs; None: the command's name
-    :param tags: of the run
-    """
-
-    mode: str = "offline"
-    project: str = "gns-scheduler"
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UnknownNameError("mode of tracker.wandb", self.mode, MODES)
+from agents.trackers.base import Tracker, Trackers, WandbConfig
+from agents.trackers.csv_files import CSVTracker
+from agents.trackers.tensorboard import TensorBoardTracker
+from agents.trackers.weights_and_biases import WandbTracker
 
 
 @dataclass(frozen=True)
@@ -69,15 +47,9 @@ def make_tracker(
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
-        from agents.trackers.tensorboard import TensorBoardTracker
-
         trackers.append(TensorBoardTracker(folder / "tensorboard"))
     if config.csv:
-        from agents.trackers.csv_files import CSVTracker
-
         trackers.append(CSVTracker(folder / "csv"))
     if config.wandb is not None:
-        from agents.trackers.weights_and_biases import WandbTracker
-
         trackers.append(WandbTracker(folder, config.wandb, name, kind, settings, wandb_folder))
     return Trackers(trackers)

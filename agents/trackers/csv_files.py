@@ -17,9 +17,9 @@ STEP = "decisions"  # of all episodes, made so far
 
 
 class ProgressFile(KVWriter):
-    """A file with a row a rollout, which goes on where a training that was interrupted goes on.
+    """A file with a row for each rollout. It is continued where an interrupted training is continued.
 
-    :param path: of the file; rows of decisions that are made again are replaced
+    :param path: of the file. Rows of decisions that are made again are replaced
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class ProgressFile(KVWriter):
             writer.writerows(self._rows)
 
     def close(self) -> None:
-        """Nothing is to be closed: the file is whole after every row."""
+        """Do nothing: the file is complete after every row."""
 
 
 class CSVTracker(Tracker):

@@ -1,4 +1,4 @@
-"""What trackers keep of an evaluation: a run a controller, and one of the whole."""
+"""What trackers keep of an evaluation: one run for each controller, and a summary run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from agents.reports.files import plain_json
 from agents.trackers.base import Tracker
 from agents.trackers.config import TrackerConfig, make_tracker
 from gns.scheduler.policy_source import fingerprint
+from gns.tools.console import printable
 
 EVALUATE, REPORT = "evaluate", "report"  # kinds of runs
-SUMMARY = "summary"  # name of the run of the whole
+SUMMARY = "summary"  # name of the summary run
 _POLICY_KEYS = ("tasks", "optimizers", "budgets", "episodes", "seed")
 
 
 class EvaluationTracker:
-    """Keeps an evaluation when it is done; the run of the whole begins with it, so that bad settings show before work.
+    """Keeps an evaluation when it is done.
 
-    Runs are in one group, with ids that are kept in the folder ``tracking``: an evaluation that is repeated goes on in
-    the same runs.
+    The summary run begins at once, so that bad settings are refused before work. All runs are in one group. Their ids
+    are kept in the folder ``tracking``, so that an evaluation that is repeated goes on in the same runs.
 
     :param config: which trackers there are
     :param folder: of the evaluation's outputs
@@ -41,7 +42,7 @@ class EvaluationTracker:
         if config.wandb is not None:
             config = replace(config, wandb=replace(config.wandb, group=config.wandb.group or name))
         self.config, self._folder, self._place = config, folder, folder / "tracking"
-        self._whole = make_tracker(config, self._place / SUMMARY, SUMMARY, REPORT, settings, folder)
+        self._summary = make_tracker(config, self._place / SUMMARY, SUMMARY, REPORT, settings, folder)
 
     def keep(
         self,
@@ -50,12 +51,12 @@ class EvaluationTracker:
         about: Mapping[str, Any],
         tables: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Keep what came of it.
+        """Keep the results.
 
         :param parts: all comparisons
-        :param methods: the controllers; what else was run, such as controls, has its name alone
+        :param methods: the controllers; of others that were run, such as controls, the name is kept
         :param about: ``config`` and ``versions``
-        :param tables: more tables of the whole, a dataclass a row
+        :param tables: more tables of the summary run, a dataclass a row
         """
         if self.config == TrackerConfig():
             return
@@ -66,7 +67,7 @@ class EvaluationTracker:
             settings = _settings(name, by_name.get(name), parts, about)
             with closing(make_tracker(self.config, place, name, EVALUATE, settings, self._folder)) as tracker:
                 rows.append(self._keep_controller(tracker, name, by_name.get(name), parts))
-        self._keep_whole(parts, pd.DataFrame(rows), tables or {})
+        self._keep_summary(parts, pd.DataFrame(rows), tables or {})
 
     def _keep_controller(
         self, tracker: Tracker, name: str, method: Controller | None, parts: Sequence[Compared]
@@ -82,9 +83,9 @@ class EvaluationTracker:
             tracker.use_policy(policy_name(method.policy), Path(method.policy), training)
         return {key: value for key, value in found.items() if "/" not in key}
 
-    def _keep_whole(self, parts: Sequence[Compared], rows: pd.DataFrame, tables: Mapping[str, Sequence[Any]]) -> None:
+    def _keep_summary(self, parts: Sequence[Compared], rows: pd.DataFrame, tables: Mapping[str, Sequence[Any]]) -> None:
         if len(rows):
-            self._whole.table("controllers", rows)
+            self._summary.table("controllers", rows)
         own: dict[str, list[tuple[str, Any]]] = {
             "comparison": [(part.name, line) for part in parts for line in part.lines],
             "transfer": [(part.name, cell) for part in parts for cell in part.cells],
@@ -92,12 +93,12 @@ class EvaluationTracker:
         }
         for name, items in (own | {name: [("", item) for item in items] for name, items in tables.items()}).items():
             if items:
-                self._whole.table(name, pd.DataFrame([_row(part, item) for part, item in items]))
+                self._summary.table(name, pd.DataFrame([_row(part, item) for part, item in items]))
         for part in parts:
             for path in part.pictures:
-                self._whole.image(picture_key(part, path), path)
+                self._summary.image(picture_key(part, path), path)
         runs = sum(len(part.evaluation.runs) for part in parts)
-        self._whole.summary({"controllers_compared": len(rows), "runs": runs})
+        self._summary.summary({"controllers_compared": len(rows), "runs": runs})
 
     def where(self) -> list[str]:
         """Say in a line each where things are and how they are looked at."""
@@ -109,12 +110,12 @@ class EvaluationTracker:
         if self.config.wandb is not None and self.config.wandb.mode == "offline":
             lines.append(f"W&B: wandb sync {self._folder}/wandb/offline-run-*")
         elif self.config.wandb is not None:
-            lines += [line for line in self._whole.where() if line.startswith("W&B")]
+            lines += [line for line in self._summary.where() if line.startswith("W&B")]
         return lines
 
     def close(self) -> None:
-        """Finish the run of the whole."""
-        self._whole.close()
+        """Finish the summary run."""
+        self._summary.close()
 
 
 def picture_key(part: Compared, path: Path) -> str:
@@ -125,7 +126,7 @@ def picture_key(part: Compared, path: Path) -> str:
 def _settings(
     name: str, method: Controller | None, parts: Sequence[Compared], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the configuration of a controller's run: what it is, what it was run on, and by which code."""
+    """Return the configuration of a controller's run: its settings, the protocol, the tasks and the versions."""
     own: dict[str, Any] = {"name": name}
     if method is not None:
         own |= {"kind": method.kind, **asdict(method)}
@@ -141,9 +142,14 @@ def _settings(
         settings["policy"] = {
             "source": str(method.policy),
             "fingerprint": fingerprint(method.network),
-            **{key: training[key] for key in _POLICY_KEYS if key in training},
+            **{key: _shown(training[key]) for key in _POLICY_KEYS if key in training},
         }
     return settings
+
+
+def _shown(value: Any) -> Any:
+    """Return an entry of a policy's card, text cut where it is long."""
+    return value if isinstance(value, int | float) else printable(value if isinstance(value, str) else repr(value))
 
 
 def _together(parts: Sequence[Compared], name: str) -> pd.DataFrame:
@@ -156,7 +162,7 @@ def _together(parts: Sequence[Compared], name: str) -> pd.DataFrame:
 
 
 def _row(part: str, item: Any) -> dict[str, Any]:
-    """Return a dataclass as a row, with a column for each entry of what it holds by name, and for Top-1 and Top-3."""
+    """Return a dataclass as a row. A mapping has a column for each entry, a pair is of Top-1 and Top-3."""
     row: dict[str, Any] = {"part": part} if part else {}
     for key, value in asdict(item).items():
         entries = (

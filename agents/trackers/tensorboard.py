@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from agents.trackers.base import Tracker
 from gns.errors import MissingPackageError
 
-STEPS = 1000  # of a curve over progress, which TensorBoard wants at whole steps
+STEPS = 1000  # of a curve over progress: TensorBoard takes integer steps
 
 
 class TensorBoardTracker(Tracker):

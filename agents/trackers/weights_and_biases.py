@@ -1,4 +1,4 @@
-"""Weights & Biases, by its own client; offline unless told otherwise."""
+"""Weights & Biases by its own client, offline by default."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import requests
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
-from agents.trackers.base import Tracker
-from agents.trackers.config import WandbConfig
+from agents.trackers.base import Tracker, WandbConfig
 from gns.errors import InvalidSettingError, MissingPackageError, PolicyFormatError
 from gns.policy.files import own_file
 from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from gns.tools.console import printable
 
 _LONGEST_NAME = 128  # of an artifact
 _ANSWER = 10.0  # seconds that the server may take to be reached
@@ -38,7 +38,7 @@ class _History(KVWriter):
         self._run.log(filter_excluded_keys(key_values, key_excluded, "wandb"), step=step)
 
     def close(self) -> None:
-        """Nothing is to be closed: the run is the tracker's."""
+        """Do nothing: the tracker closes the run."""
 
 
 class WandbTracker(Tracker):
@@ -138,8 +138,7 @@ class WandbTracker(Tracker):
     def use_policy(self, name: str, folder: Path, card: Mapping[str, Any]) -> None:
         """Note the artifact's name and digest in the run's config, and that the run uses it.
 
-        The client can declare the latter online only; where the same files were kept before, the server finds them by
-        their digest and takes that version.
+        The client can declare its use online only. The server then finds files that were kept before by their digest.
         """
         artifact = self._artifact(name, folder, card)
         self._run.config.update({"policy_artifact": artifact.name, "policy_digest": artifact.digest})
@@ -147,8 +146,9 @@ class WandbTracker(Tracker):
             self._run.use_artifact(artifact)
 
     def _artifact(self, name: str, folder: Path, card: Mapping[str, Any]) -> Any:
-        """Return a policy's own files, and nothing that lies beside them, as an artifact that is nowhere yet."""
-        artifact = self._wandb.Artifact(artifact_name(name), type="policy", metadata=dict(card))
+        """Return a policy's own files, and nothing that lies beside them, as an artifact that has not been logged."""
+        metadata = {key: printable(value) if isinstance(value, str) else value for key, value in card.items()}
+        artifact = self._wandb.Artifact(artifact_name(name), type="policy", metadata=metadata)
         for own in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
             try:
                 path = own_file(folder / own)
@@ -179,10 +179,10 @@ class WandbTracker(Tracker):
 def artifact_name(name: str) -> str:
     """Return the name of a policy's artifact: letters and digits of ASCII, dots, dashes, underscores, at most 128.
 
-    Where more than single characters are lost, a digest keeps names apart.
+    Where a name is none of the kind, a digest keeps it apart from others.
     """
     safe = "policy-" + re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
-    if len(safe) <= _LONGEST_NAME and name.isascii():
+    if len(safe) <= _LONGEST_NAME and safe == f"policy-{name}":
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{safe[: _LONGEST_NAME - len(digest) - 1]}-{digest}"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from agents.controllers import ScheduleController
-from agents.evaluation.protocol import SETTING, Grid, runs_frame, tune
+from agents.evaluation.protocol import Grid
+from agents.evaluation.results import SETTING, runs_frame, tune
 from agents.evaluation.results_cache import ResultsCache
 from agents.evaluation.sweep import Job, run_jobs
 from envs.engine import PROCESSES, EngineConfig

@@ -129,7 +129,8 @@ def train(
     tracker = tracker or Tracker()
     state = checkpoints.newest() if checkpoints is not None else None
     known = None if state is None else state["reference"]
-    with stop.at_once() if stop is not None else nullcontext():
+    tunes = bool(config.baseline.controllers) and known is None
+    with stop.at_once() if stop is not None and tunes else nullcontext():
         reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known, tuning)
     decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
     venv = make_vec_env(

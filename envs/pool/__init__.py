@@ -1,5 +1,6 @@
 """Training distributions: many different tasks drawn from a seed."""
 
-from envs.pool.draw import PoolConfig, draw_pool
+from envs.pool.config import PoolConfig
+from envs.pool.draw import draw_pool, draw_task
 
-__all__ = ["PoolConfig", "draw_pool"]
+__all__ = ["PoolConfig", "draw_pool", "draw_task"]

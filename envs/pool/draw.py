@@ -6,115 +6,25 @@ A drawn task is an ordinary :class:`envs.tasks.base.Task` in no registry: it has
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from envs.batched.composite import forward_operations
+from envs.pool.common import TRIES, Draws, error, four_decades, in_turn, log_uniform, scaled, with_settings
+from envs.pool.config import SOURCES, PoolConfig
 from envs.pool.data import MIXINGS, DataSpec, Images, Mixture, Source, Teacher, Text, load
-from envs.pool.models import ACTIVATIONS, FAMILIES, NetworkSpec, Pretraining, fine_tuned
-from envs.tasks.base import FINE_TUNING, FROM_SCRATCH, Metric, Task, accuracy, all_parameters, cross_entropy
+from envs.pool.models import ACTIVATIONS, NetworkSpec, Pretraining, fine_tuned
+from envs.pool.people import draw_of_people
+from envs.tasks.base import Metric, Task, accuracy, cross_entropy
 from envs.tasks.glue import mean_squared_error
-from gns.errors import InvalidSettingError, UnknownNameError, require_count, require_positive
+from gns.errors import InvalidSettingError
 
-T = TypeVar("T")
-Draws = np.random.Generator
-
-# The families that a source is fit for, and the most training examples taken of it.
-SOURCES: dict[str, tuple[tuple[str, ...], int]] = {
-    "digits": (("mlp", "cnn", "transformer"), 1078),
-    "mnist1d": (("mlp", "cnn", "transformer"), 3000),
-    "teacher": (("mlp",), 4000),
-    "mixture": (("mlp",), 4000),
-    "fashion_mnist": (("mlp", "cnn", "transformer"), 10_000),
-    "sst2": (("mlp", "transformer"), 8000),
-    "cola": (("mlp", "transformer"), 5000),
-}
-EMBEDDED = ("digits", "mnist1d", "teacher", "mixture")  # need no data root
 _PRETRAINING_EXAMPLES = 2000
-_HIGHEST_RATE, _LOWEST_RATE = 10.0, 1e-8  # bounds of decisions
-_TRIES = 50
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """What tasks are drawn. Each is a function of ``seed`` and its number: a larger pool begins with a smaller one.
-
-    Sources, families and optimizers take turns; all else is drawn for each task by itself.
-
-    :param size: number of tasks; 0: none
-    :param seed: seed of all of them
-    :param sources: names in :data:`SOURCES`
-    :param families: names in :data:`envs.pool.models.FAMILIES`
-    :param optimizers: names in :data:`envs.training_run.OPTIMIZERS`
-    :param noisy: share of classification tasks with label noise, of 0 to 0.3
-    :param rescaled: share of tasks whose inputs are multiplied by 0.1 to 10, and shifted
-    :param mixed: share of fully connected networks whose inputs are permuted, rotated or projected
-    :param scaled_loss: share of tasks whose loss is multiplied by 0.1 to 10
-    :param clipped: share of tasks with gradients clipped to norm 1
-    :param fine_tuning: share of tasks whose network is pretrained, but for its head
-    :param batch_sizes: smallest and largest, drawn log-uniformly
-    :param budgets: smallest and largest of all tasks' budgets in updates
-    :param budget_spread: largest over smallest budget of one task
-    :param operations: floating-point operations of an episode, at most: of its updates' products and convolutions
-    :param reward_examples: examples of the reward split, at most
-    """
-
-    size: int = 64
-    seed: int = 0
-    sources: tuple[str, ...] = EMBEDDED
-    families: tuple[str, ...] = ("mlp", "cnn", "transformer")
-    optimizers: tuple[str, ...] = ("adam", "adamw", "sgdm", "sgd")
-    noisy: float = 0.3
-    rescaled: float = 0.3
-    mixed: float = 0.4
-    scaled_loss: float = 0.15
-    clipped: float = 0.15
-    fine_tuning: float = 0.25
-    batch_sizes: tuple[int, int] = (8, 256)
-    budgets: tuple[int, int] = (20, 2000)
-    budget_spread: float = 4.0
-    operations: float = 1e10
-    reward_examples: int = 400
-
-    def __post_init__(self) -> None:
-        if self.size < 0:
-            raise InvalidSettingError(f"pool.size is {self.size}; expected 0 or more.")
-        for what, names, known in (
-            ("sources", self.sources, SOURCES),
-            ("families", self.families, FAMILIES),
-            ("optimizers", self.optimizers, FROM_SCRATCH),
-        ):
-            if not names:
-                raise InvalidSettingError(f"pool.{what} is empty; expected some of {', '.join(known)}.")
-            for name in names:
-                if name not in known:
-                    raise UnknownNameError(f"name in pool.{what}", name, known)
-        for share in ("noisy", "rescaled", "mixed", "scaled_loss", "clipped", "fine_tuning"):
-            if not 0.0 <= getattr(self, share) <= 1.0:
-                raise InvalidSettingError(f"pool.{share} is {getattr(self, share)}; expected a share in [0, 1].")
-        for name, (low, high) in (("batch_sizes", self.batch_sizes), ("budgets", self.budgets)):
-            require_count(f"the smallest of pool.{name}", low)
-            if not low <= high:
-                raise InvalidSettingError(f"pool.{name} is {(low, high)}; expected (smallest, largest).")
-        require_count("pool.reward_examples", self.reward_examples)
-        require_positive("pool.operations", self.operations)
-        if not self.budget_spread >= 1.0:
-            raise InvalidSettingError(f"pool.budget_spread is {self.budget_spread}; expected 1 or more.")
-        if not self.kinds:
-            raise InvalidSettingError(
-                f"No source in pool.sources = {self.sources} is fit for a family in pool.families = {self.families}; "
-                f"expected one of {', '.join(f'{name}: {fit}' for name, (fit, _) in SOURCES.items())}."
-            )
-
-    @property
-    def kinds(self) -> list[tuple[str, str]]:
-        """Pairs of source and family."""
-        return [(source, family) for source in self.sources for family in SOURCES[source][0] if family in self.families]
 
 
 def draw_pool(config: PoolConfig) -> list[Task]:
@@ -123,46 +33,53 @@ def draw_pool(config: PoolConfig) -> list[Task]:
     :raises DataNotFoundError: if a source that is drawn is a set by Hub id and nowhere to be had
     :raises InvalidSettingError: if no network small enough for ``operations`` is found
     """
-    return [_draw(config, number) for number in range(config.size)]
+    return [draw_task(config, number) for number in range(config.size)]
+
+
+def draw_task(config: PoolConfig, number: int) -> Task:
+    """Return one task of a pool. Errors as :func:`draw_pool`."""
+    if config.edition == 0:
+        return _draw(config, number)
+    return draw_of_people(config, number)
 
 
 def _draw(config: PoolConfig, number: int) -> Task:
     draws = np.random.default_rng([config.seed, number, 0])
-    source, family = _in_turn(config.kinds, config.seed, number, 1)
-    optimizer = _in_turn(config.optimizers, config.seed, number, 2)
+    source, family = in_turn(config.kinds, config.seed, number, 1)
+    optimizer = in_turn(config.optimizers, config.seed, number, 2)
     fine_tuning = bool(draws.random() < config.fine_tuning)
     data, pretraining_data = _data(config, source, family, fine_tuning, draws)
     outputs, learned = _outputs(data), _outputs(pretraining_data)
     loss: Callable[[Any, Tensor], Tensor] = cross_entropy if data.classes else mean_squared_error
-    scale = _log_uniform(draws, 0.1, 10.0) if draws.random() < config.scaled_loss else 1.0
-    metrics: dict[str, Metric] = {"accuracy": accuracy} if data.classes else {"mean_squared_error": _error}
+    scale = log_uniform(draws, 0.1, 10.0) if draws.random() < config.scaled_loss else 1.0
+    metrics: dict[str, Metric] = {"accuracy": accuracy} if data.classes else {"mean_squared_error": error}
     name = f"pool_{number:03d}_{source}_{family}_{optimizer}{'_fine_tuned' if fine_tuning else ''}"
     settings, groups = _groups(optimizer, draws)
     clip_norm = 1.0 if draws.random() < config.clipped else None
     shift = draws.uniform(-0.5, 0.5)
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         network = _network(family, data.shape, outputs, draws)
         task = Task(
             name=name,
             load_training_data=partial(load, data),
             build_model=network.build,
-            batch_size=round(_log_uniform(draws, *config.batch_sizes)),
+            batch_size=round(log_uniform(draws, *config.batch_sizes)),
             budget=config.budgets[1],
             optimizer=optimizer,
             parameter_groups=groups,
             clip_norm=clip_norm,
-            loss=loss if scale == 1.0 else partial(_scaled, loss, scale),
+            loss=loss if scale == 1.0 else partial(scaled, loss, scale),
             metrics=metrics,
             higher_is_better=bool(data.classes),
             drawn=True,
-            learning_rates=_rates(fine_tuning, settings, shift, scale * max(1.0, data.scale)),
+            learning_rates=four_decades(fine_tuning, settings, shift, scale * max(1.0, data.scale)),
         )
         update = 3.0 * forward_operations(task)
         if update * config.budgets[0] <= config.operations:
             break
     else:
         raise InvalidSettingError(
-            f"pool.operations is {config.operations:g}; no network for {name} of {_TRIES} drawn makes "
+            f"pool.operations is {config.operations:g}; no network for {name} of {TRIES} drawn makes "
             f"{config.budgets[0]} updates with so few. Raise it, or lower pool.budgets or pool.batch_sizes."
         )
     budgets = _budgets(config, update, fine_tuning, draws)
@@ -171,12 +88,6 @@ def _draw(config: PoolConfig, number: int) -> Task:
         return task
     pretraining = Pretraining(replace(network, outputs=learned), pretraining_data, loss)
     return replace(task, build_model=partial(fine_tuned, network, pretraining))
-
-
-def _in_turn(names: Sequence[T], seed: int, number: int, purpose: int) -> T:
-    """Return what is in turn: every name once, in a random order, before any comes again."""
-    lap, place = divmod(number, len(names))
-    return names[int(np.random.default_rng([seed, lap, purpose]).permutation(len(names))[place])]
 
 
 # ---------------------------------------------------------------------- data
@@ -196,12 +107,12 @@ def _data(config: PoolConfig, name: str, family: str, fine_tuning: bool, draws: 
         classes, rest = tuple(order[:kept]), tuple(order[kept:])
         noise = float(draws.uniform(0.0, 0.3)) if draws.random() < config.noisy else 0.0
     if draws.random() < config.rescaled and not (isinstance(source, Text) and not source.bag):
-        scale = _log_uniform(draws, 0.1, 10.0)
+        scale = log_uniform(draws, 0.1, 10.0)
         shift = scale * draws.uniform(-1.0, 1.0)
     mixing = str(draws.choice(MIXINGS[1:])) if family == "mlp" and draws.random() < config.mixed else "none"
     numbers = math.prod(source.shape)
     width = int(draws.integers(min(8, numbers), min(numbers, 128) + 1)) if mixing == "projection" else 0
-    examples = round(_log_uniform(draws, min(200, SOURCES[name][1]), SOURCES[name][1]))
+    examples = round(log_uniform(draws, min(200, SOURCES[name][1]), SOURCES[name][1]))
     data = DataSpec(source, seed, examples, config.reward_examples, 0, classes, noise, scale, shift, mixing, width)
     skip = 0 if len(rest) > 1 or not classes else examples
     learned = rest if len(rest) > 1 else classes
@@ -214,13 +125,13 @@ def _source(name: str, family: str, draws: Draws) -> tuple[Source, Source]:
     source: Source
     if name == "teacher":
         outputs, seeds = int(draws.integers(1, 5)), [int(seed) for seed in draws.integers(2**31, size=3)]
-        width, layers = round(_log_uniform(draws, 4, 32)), int(draws.integers(1, 3))
-        inputs, deviation = round(_log_uniform(draws, 4, 48)), _log_uniform(draws, 0.1, 0.7)
+        width, layers = round(log_uniform(draws, 4, 32)), int(draws.integers(1, 3))
+        inputs, deviation = round(log_uniform(draws, 4, 48)), log_uniform(draws, 0.1, 0.7)
         source = Teacher(inputs, width, layers, outputs, deviation, seeds[0], seeds[1])
         return source, replace(source, outputs=8, output_seed=seeds[2])
     if name == "mixture":
-        inputs, latent = round(_log_uniform(draws, 4, 64)), round(_log_uniform(draws, 2, 12))
-        clusters, spread = int(draws.integers(1, 4)), _log_uniform(draws, 0.15, 0.8)
+        inputs, latent = round(log_uniform(draws, 4, 64)), round(log_uniform(draws, 2, 12))
+        clusters, spread = int(draws.integers(1, 4)), log_uniform(draws, 0.15, 0.8)
         source = Mixture(inputs, latent, int(draws.integers(2, 13)), clusters, spread, int(draws.integers(2**31)))
     elif name == "fashion_mnist":
         side = int(draws.choice([8, 14]))
@@ -253,9 +164,9 @@ def _network(family: str, shape: tuple[int, ...], outputs: int, draws: Draws) ->
         channels = sorted(int(width) for width in draws.choice([4, 8, 16, 32], size=layers))
         widths = (channels[-1],) * layers if residual else tuple(channels)
     elif residual:
-        widths = (round(_log_uniform(draws, 8, largest)),) * layers
+        widths = (round(log_uniform(draws, 8, largest)),) * layers
     else:
-        widths = tuple(round(_log_uniform(draws, 8, largest)) for _ in range(layers))
+        widths = tuple(round(log_uniform(draws, 8, largest)) for _ in range(layers))
     return NetworkSpec(
         family, shape, outputs, widths, activation, norm, residual, dropout, pooling, flat, int(draws.choice([4, 5, 8]))
     )
@@ -267,55 +178,16 @@ def _network(family: str, shape: tuple[int, ...], outputs: int, draws: Draws) ->
 def _groups(optimizer: str, draws: Draws) -> tuple[dict[str, Any], Callable[[nn.Module], Iterable[Any]]]:
     """Return settings for the optimizer, and what gives parameters with them."""
     settings: dict[str, Any] = {}
-    first = 1.0 - _log_uniform(draws, 0.01, 0.2)
+    first = 1.0 - log_uniform(draws, 0.01, 0.2)
     if optimizer == "sgdm":
         settings["momentum"] = first
     elif optimizer in ("adam", "adamw"):
-        settings["betas"] = (first, 1.0 - _log_uniform(draws, 1e-4, 5e-2))
+        settings["betas"] = (first, 1.0 - log_uniform(draws, 1e-4, 5e-2))
     # Beyond 0.01 an L2 term is most of the loss.
-    decay = _log_uniform(draws, 1e-5, 1e-1 if optimizer == "adamw" else 1e-2)
+    decay = log_uniform(draws, 1e-5, 1e-1 if optimizer == "adamw" else 1e-2)
     settings["weight_decay"] = decay if draws.random() < 0.5 else 0.0
     matrices = bool(draws.random() < 0.5) and settings["weight_decay"] > 0.0
-    return settings, partial(_with_settings, tuple(settings.items()), matrices)
-
-
-def _with_settings(settings: tuple[tuple[str, Any], ...], matrices: bool, model: nn.Module) -> list[dict[str, Any]]:
-    """Return all parameters with optimizer settings.
-
-    :param matrices: whether weight decay is left to matrices: biases, norms and other vectors are a group without
-    """
-    if not matrices:
-        return [{"params": list(all_parameters(model)), **dict(settings)}]
-    parameters = list(model.parameters())
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], **dict(settings)},
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
-            **dict(settings),
-            "weight_decay": 0.0,
-        },
-    ]
-
-
-def _rates(
-    fine_tuning: bool, settings: dict[str, Any], shift: float, steepness: float
-) -> dict[str, tuple[float, float]]:
-    """Return four decades of rates for every optimizer around what is sensible for it, shifted.
-
-    :param settings: of the task's own optimizer
-    :param shift: in decades
-    :param steepness: how much larger gradients are than usual, which plain gradient descent takes smaller steps for
-    """
-    ranges = {}
-    for name, (low, high) in (FINE_TUNING if fine_tuning else FROM_SCRATCH).items():
-        factor = 10.0**shift
-        if name in ("sgd", "sgdm"):
-            factor /= steepness
-        if name == "sgdm":
-            factor *= 10.0 * (1.0 - settings.get("momentum", 0.9))
-        factor = min(max(factor, _LOWEST_RATE / low), _HIGHEST_RATE / high)
-        ranges[name] = (low * factor, min(high * factor, _HIGHEST_RATE))
-    return ranges
+    return settings, partial(with_settings, tuple(settings.items()), matrices)
 
 
 def _budgets(config: PoolConfig, update: float, fine_tuning: bool, draws: Draws) -> tuple[int, int]:
@@ -327,17 +199,5 @@ def _budgets(config: PoolConfig, update: float, fine_tuning: bool, draws: Draws)
     high = max(low, min(high, int(config.operations / max(update, 1.0))))
     if fine_tuning:
         high = min(high, max(low, round(math.sqrt(low * config.budgets[1]))))
-    middle, spread = _log_uniform(draws, low, high), math.sqrt(config.budget_spread)
+    middle, spread = log_uniform(draws, low, high), math.sqrt(config.budget_spread)
     return max(low, round(middle / spread)), min(high, max(low, round(middle * spread)))
-
-
-def _scaled(loss: Callable[[Any, Tensor], Tensor], factor: float, outputs: Any, targets: Tensor) -> Tensor:
-    return factor * loss(outputs, targets)
-
-
-def _error(outputs: Tensor, split: Any) -> float:
-    return float(mean_squared_error(outputs, split.targets))
-
-
-def _log_uniform(draws: Draws, low: float, high: float) -> float:
-    return float(low * (high / low) ** draws.random())

@@ -1,4 +1,4 @@
-"""Networks of drawn tasks, each a body and a head: fully connected, convolutional, transformers."""
+"""Networks of drawn tasks, each a body and a head."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from envs.pool.data import VOCABULARY, DataSpec, load, reproducible
+from envs.pool.layers import (
+    CELLS,
+    Attention,
+    Bare,
+    CausalAttention,
+    EmbeddingBag,
+    GraphBody,
+    GroupNorm,
+    LastPosition,
+    Mean,
+    MeanPosition,
+    Patches,
+    Positions,
+    Residual,
+    weight_normalise,
+)
 from envs.tasks.base import Task
 from envs.training_run import TrainingRun
 
@@ -26,12 +42,18 @@ class NetworkSpec:
     :param outputs: numbers of its output
     :param widths: of the hidden layers, in channels for a ``cnn``; of a ``transformer`` all alike
     :param activation: a name in :data:`ACTIVATIONS`
-    :param norm: ``none``, ``batch``, or ``layer`` (of a ``cnn``: group norm); a ``transformer`` has layer norm
+    :param norm: ``none``, ``batch``, or ``layer`` (of a ``cnn``: group norm; ``group``: that one written
+        out, so that many runs share it); a ``transformer`` has layer norm
     :param residual: whether a layer whose input has its width is added to it
     :param dropout: share of activations dropped; 0: no such layer
     :param pooling: of a ``cnn``: ``average``, ``max`` (of images) or ``stride``
     :param flat: of a ``cnn``: whether its head reads every position, not their mean
-    :param patch: of a ``transformer`` on signals: points of a token
+    :param patch: of a ``transformer`` or ``recurrent`` network on signals: points of a token
+    :param cell: of a ``recurrent`` network, a name in :data:`envs.pool.layers.CELLS`; of a ``graph`` network one
+        in :data:`envs.pool.layers.GRAPH_LAYERS`
+    :param vocabulary: tokens there are, where examples are numbers of tokens
+    :param sequence: whether there is an output for every token
+    :param parametrised: whether linear and convolutional layers are weight normalised
     """
 
     family: str
@@ -45,10 +67,17 @@ class NetworkSpec:
     pooling: str = "average"
     flat: bool = False
     patch: int = 1
+    cell: str = "gru"
+    vocabulary: int = VOCABULARY
+    sequence: bool = False
+    parametrised: bool = False
 
     def build(self) -> Network:
         """Return the network, drawn from torch's global random numbers."""
-        return FAMILIES[self.family](self)
+        network = FAMILIES[self.family](self)
+        if self.parametrised:
+            weight_normalise(network)
+        return network
 
 
 class Network(nn.Module):
@@ -67,14 +96,6 @@ class Network(nn.Module):
         return self.head(self.body(inputs))
 
 
-class Residual(nn.Sequential):
-    """Layers whose input is added to their output."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the sum."""
-        return inputs + super().forward(inputs)
-
-
 def _mlp(spec: NetworkSpec) -> Network:
     inputs = int(torch.Size(spec.shape).numel())
     layers: list[nn.Module] = [nn.Flatten()]
@@ -85,14 +106,6 @@ def _mlp(spec: NetworkSpec) -> Network:
         layer += [ACTIVATIONS[spec.activation](), *_dropout(spec)]
         layers.append((Residual if spec.residual and before == after else nn.Sequential)(*layer))
     return Network(nn.Sequential(*layers), nn.Linear(spec.widths[-1], spec.outputs))
-
-
-class MeanPosition(nn.Module):
-    """Mean over all positions of images or signals."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return (N, channels)."""
-        return inputs.flatten(2).mean(dim=2)
 
 
 def _cnn(spec: NetworkSpec) -> Network:
@@ -106,7 +119,8 @@ def _cnn(spec: NetworkSpec) -> Network:
         strided = halved and spec.pooling == "stride"
         layer: list[nn.Module] = [convolution(before, after, 3, stride=2 if strided else 1, padding=1)]
         if spec.norm != "none":
-            layer.append(batch_norm(after) if spec.norm == "batch" else nn.GroupNorm(2 if after < 16 else 4, after))
+            group_norm = GroupNorm if spec.norm == "group" else nn.GroupNorm
+            layer.append(batch_norm(after) if spec.norm == "batch" else group_norm(2 if after < 16 else 4, after))
         layer.append(ACTIVATIONS[spec.activation]())
         layers.append((Residual if spec.residual and before == after and not strided else nn.Sequential)(*layer))
         if halved and not strided:
@@ -117,62 +131,11 @@ def _cnn(spec: NetworkSpec) -> Network:
     return Network(nn.Sequential(*layers), nn.Linear(spec.widths[-1] * positions, spec.outputs))
 
 
-class Positions(nn.Module):
-    """Adds a learned vector to each token."""
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(tokens, width))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens (N, T, width) with their places in them."""
-        return tokens + self.weight
-
-
-class Attention(nn.Module):
-    """Self-attention of two heads (Vaswani et al., 2017), written out so that many runs share it under ``vmap``."""
-
-    heads = 2
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens (N, T, width) that have read each other."""
-        q, k, v = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-            for layer in (self.query, self.key, self.value)
-        )
-        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
-        return self.out((weights @ v).transpose(-2, -3).flatten(-2))
-
-
-class Patches(nn.Module):
-    """Signals (N, 1, length) as tokens (N, T, patch), images (N, 1, H, W) as their rows (N, H, W)."""
-
-    def __init__(self, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return tokens."""
-        return inputs[:, 0] if inputs.dim() == 4 else inputs[:, 0].unflatten(-1, (-1, self.patch))
-
-
-class Mean(nn.Module):
-    """Mean over tokens."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (N, width)."""
-        return tokens.mean(dim=1)
-
-
 def _transformer(spec: NetworkSpec) -> Network:
     """An encoder with norms first, on rows of pixels, patches of signals or numbers of tokens."""
     width = spec.widths[0]
     if len(spec.shape) == 1:
-        count, begin = spec.shape[0], [nn.Embedding(VOCABULARY, width)]
+        count, begin = spec.shape[0], [nn.Embedding(spec.vocabulary, width)]
     else:
         count, taken = (spec.shape[1:]) if len(spec.shape) == 3 else (spec.shape[1] // spec.patch, spec.patch)
         begin = [Patches(spec.patch), nn.Linear(taken, width)]  # type: ignore[list-item]
@@ -184,11 +147,74 @@ def _transformer(spec: NetworkSpec) -> Network:
     return Network(nn.Sequential(*layers, nn.LayerNorm(width), Mean()), nn.Linear(width, spec.outputs))
 
 
+def _recurrent(spec: NetworkSpec) -> Network:
+    """Recurrent layers over rows of pixels, patches of signals, or embedded tokens; the head reads the last state."""
+    begin, width = _tokens(spec)
+    layers: list[nn.Module] = [*begin]
+    for after in spec.widths:
+        layers.append(CELLS[spec.cell](width, after, batch_first=True))
+        width = after
+    if spec.norm == "layer":
+        layers.append(nn.LayerNorm(width))
+    if not spec.sequence:
+        layers.append(Mean() if spec.pooling == "average" else LastPosition())
+    return Network(nn.Sequential(*layers, *_dropout(spec)), nn.Linear(width, spec.outputs))
+
+
+def _tokens(spec: NetworkSpec) -> tuple[list[nn.Module], int]:
+    """Return what makes tokens (N, T, width) of examples, and their width."""
+    if len(spec.shape) == 1:
+        return [nn.Embedding(spec.vocabulary, spec.widths[0])], spec.widths[0]
+    return [Patches(spec.patch)], spec.shape[-1] if len(spec.shape) == 3 else spec.patch
+
+
+def _bag(spec: NetworkSpec) -> Network:
+    """A bag of embeddings, and fully connected layers on it."""
+    layers: list[nn.Module] = [EmbeddingBag(spec.vocabulary, spec.widths[0])]
+    for before, after in pairwise(spec.widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[spec.activation](), *_dropout(spec)]
+    return Network(nn.Sequential(*layers), nn.Linear(spec.widths[-1], spec.outputs))
+
+
+def _graph(spec: NetworkSpec) -> Network:
+    """Graph layers and a head."""
+    body = GraphBody(spec.cell, spec.shape[1] - spec.shape[0], spec.widths, ACTIVATIONS[spec.activation])
+    return Network(body, nn.Linear(spec.widths[-1], spec.outputs))
+
+
+def _bare(spec: NetworkSpec) -> Network:
+    """A fully connected network of layers that PyTorch does not name."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise([int(torch.Size(spec.shape).numel()), *spec.widths]):
+        layers += [Bare(before, after), ACTIVATIONS[spec.activation](), *_dropout(spec)]
+    return Network(nn.Sequential(*layers), Bare(spec.widths[-1], spec.outputs))
+
+
+def _language_model(spec: NetworkSpec) -> Network:
+    """A decoder with norms first (Radford et al., 2019) on numbers of tokens; outputs (N, T, vocabulary)."""
+    width = spec.widths[0]
+    layers: list[nn.Module] = [nn.Embedding(spec.vocabulary, width), Positions(spec.shape[0], width)]
+    for _ in spec.widths:
+        between = [nn.Linear(width, 2 * width), ACTIVATIONS[spec.activation](), *_dropout(spec)]
+        layers.append(Residual(nn.LayerNorm(width), CausalAttention(width)))
+        layers.append(Residual(nn.LayerNorm(width), *between, nn.Linear(2 * width, width)))
+    return Network(nn.Sequential(*layers, nn.LayerNorm(width)), nn.Linear(width, spec.outputs))
+
+
 def _dropout(spec: NetworkSpec) -> list[nn.Module]:
     return [nn.Dropout(spec.dropout)] if spec.dropout else []
 
 
-FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {"mlp": _mlp, "cnn": _cnn, "transformer": _transformer}
+FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "transformer": _transformer,
+    "recurrent": _recurrent,
+    "bag": _bag,
+    "graph": _graph,
+    "bare": _bare,
+    "language": _language_model,
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks.base import FINE_TUNING, Metric, Split, Task, TrainingData, accuracy, cross_entropy, register_task
-from envs.tasks.hub import load_hub_dataset
+from envs.tasks.hub import load_hub_split
 from envs.tasks.pretrained import load_tokenizer, locate
 from envs.tasks.text import (
     BATCH_SIZE_IN_EVALUATION,
@@ -26,6 +26,7 @@ from envs.tasks.text import (
     carve,
     decay_weights_only,
     pad,
+    require_known_tokens,
     require_labels,
     require_text_settings,
     rows_of,
@@ -134,7 +135,7 @@ def read(task: GlueTask, part: str, encoder: str, max_length: int) -> Split:
     :raises UnlabelledDataError: if its labels are withheld
     """
     require_text_settings(encoder, max_length)
-    data = load_hub_dataset(HUB_ID, task.name)[part]
+    data = load_hub_split(HUB_ID, part, (*task.keys, "label"), task.name)
     labels = np.asarray(data["label"])
     require_labels(labels, f"split {part!r} of {HUB_ID} ({task.name})")
     tokenizer = load_tokenizer(locate(encoder))
@@ -146,6 +147,7 @@ def read(task: GlueTask, part: str, encoder: str, max_length: int) -> Split:
 
     encoded = tokenize(data, tokenizer, f"{', '.join(task.keys)}; {max_length} tokens", encode)
     inputs, lengths = pad(encoded, {"ids": tokenizer.pad_token_id, "segments": -1}, max_length)
+    require_known_tokens(inputs, encoder)
     return Split(inputs, torch.from_numpy(labels.astype(np.float32 if task.classes == 1 else np.int64)), lengths)
 
 

@@ -86,13 +86,13 @@ def _pretrained(id: str, location: str, channels: int, classes: int, config: str
     from transformers import AutoConfig
 
     with quiet():
-        with explained(location, "weights", id):
+        with explained(location, "weights"):
             own = AutoConfig.from_pretrained(location, trust_remote_code=False)
         _require_image_classifier(f"Model type of id {id!r}", own.model_type)
         with _valid_settings(f"id {id!r}"):
             changes = _settings(own, channels, classes, json.loads(config))
             wanted = AutoConfig.from_pretrained(location, trust_remote_code=False, **changes)
-        with explained(location, "weights", id):
+        with explained(location, "weights"):
             return read_template("AutoModelForImageClassification", location, config=wanted)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks.base import Split, Task, TrainingData, register_task
-from envs.tasks.hub import decode_images, load_hub_dataset
+from envs.tasks.hub import decode_images, load_hub_split
 from envs.tasks.image_models import lenet, net_2c2d, net_3c3d, resnet, vgg16, wide_resnet
 
 _SEED = 20220425
@@ -57,7 +57,7 @@ def load_split(images: ImageSet, part: str, seed: int | None = None) -> Split:
     :param seed: seed of a random order of the examples; None: as they are stored
     :raises DataNotFoundError: if the set is neither in the local folder nor to be had from the Hub
     """
-    data = load_hub_dataset(images.hub_id)[part]
+    data = load_hub_split(images.hub_id, part, (images.image, images.label))
     order = np.arange(len(data))
     if seed is not None:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from envs.tasks.hub import DATA_ROOT, DataNotFoundError
+from envs.tasks.hub import DATA_ROOT, DataNotFoundError, data_root, without_root
+from gns.errors import InvalidSettingError
 
 _TEMPLATES_KEPT = 4
 
@@ -27,10 +27,14 @@ def locate(hub_id: str) -> str:
 
     :param hub_id: a Hub id, or the path of a folder
     """
-    root = os.environ.get(DATA_ROOT)
-    if root and (Path(root) / hub_id).is_dir():
-        return str(Path(root) / hub_id)
-    return hub_id
+    root = data_root()
+    return str(root / hub_id) if root and (root / hub_id).is_dir() else hub_id
+
+
+def asked_for(location: str) -> str:
+    """Return what :func:`locate` was asked for: the id of a folder under ``GNS_DATA_ROOT``, else the location."""
+    root = data_root()
+    return Path(location).relative_to(root).as_posix() if root and Path(location).is_relative_to(root) else location
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,21 @@ def new_from_config(auto_class: str, location: str, **settings: Any) -> nn.Modul
     """
     import transformers
 
+    config = load_config(location, **settings)
     with quiet():
-        with explained(location, "configuration"):
-            config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, **settings)
         return getattr(transformers, auto_class).from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def load_config(location: str, **settings: Any) -> Any:
+    """Return the configuration of the model at a location.
+
+    :param settings: to be changed in it
+    :raises DataNotFoundError: if there is none to be had
+    """
+    import transformers
+
+    with quiet(), explained(location, "configuration"):
+        return transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, **settings)
 
 
 @lru_cache(maxsize=8)
@@ -112,6 +127,7 @@ def load_tokenizer(location: str) -> Any:
     """Return the fast tokenizer at a location.
 
     :raises DataNotFoundError: if there is none to be had
+    :raises InvalidSettingError: if it cannot pad
     """
     import transformers
 
@@ -119,26 +135,33 @@ def load_tokenizer(location: str) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, use_fast=True, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
             raise OSError("There is no vocabulary.")
-        return tokenizer
+    if tokenizer.pad_token_id is None or not tokenizer.is_fast:
+        lacks = "has no token to pad with" if tokenizer.is_fast else "is not a fast one"
+        raise InvalidSettingError(
+            f"The tokenizer of {asked_for(location)!r} {lacks}; expected one such as BERT's or RoBERTa's. A "
+            "decoder gets a token to pad with by tokenizer.add_special_tokens, model.resize_token_embeddings and "
+            "model.config.pad_token_id; save both, and name their folder."
+        )
+    return tokenizer
 
 
 @contextmanager
-def explained(location: str, what: str, hub_id: str | None = None) -> Iterator[None]:
+def explained(location: str, what: str) -> Iterator[None]:
     """Turn what ``transformers`` raises for something that cannot be found into one clear error.
 
     :param location: what :func:`locate` returned
     :param what: what is looked for
-    :param hub_id: what it was asked for; None: ``location``
     """
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        hub_id, root, reason = hub_id or location, os.environ.get(DATA_ROOT), " ".join(str(error).split()[:60])
-        places = f"{f'no folder {root}/{hub_id}' if root else f'{DATA_ROOT} is not set'}; and on the Hub"
+        hub_id, reason = asked_for(location), " ".join(str(error).split()[:60]).rstrip(".")
+        missing = f"no folder ${DATA_ROOT}/{hub_id}" if data_root() else f"{DATA_ROOT} is not set"
+        looked = location if Path(location).is_dir() else f"{missing}; and on the Hub"
         raise DataNotFoundError(
-            f"No {what} for {hub_id!r}. Looked in: {location if Path(location).is_dir() else places}: "
-            f"{reason.rstrip('.')}. Either set {DATA_ROOT} to a folder that holds {hub_id}/ as save_pretrained writes "
-            "it, or give the path of such a folder, or run once with a network so that the Hub's copy is cached."
+            f"No {what} for {hub_id!r}. Looked in: {without_root(f'{looked}: {reason}')}. Either set {DATA_ROOT} to a "
+            f"folder that holds {hub_id}/ as save_pretrained writes it, or give the path of such a folder, or run once "
+            "with a network so that the Hub's copy is cached."
         ) from error
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks.base import FINE_TUNING, Split, Task, TrainingData, register_task
-from envs.tasks.hub import load_hub_dataset
+from envs.tasks.hub import load_hub_split
 from envs.tasks.pretrained import load_tokenizer, locate
 from envs.tasks.text import (
     BATCH_SIZE_IN_EVALUATION,
@@ -29,6 +29,7 @@ from envs.tasks.text import (
     carve,
     decay_weights_only,
     pad,
+    require_known_tokens,
     require_text_settings,
     rows_of,
     tokenize,
@@ -145,12 +146,13 @@ def read(part: str, encoder: str, max_length: int, stride: int) -> Split:
     require_text_settings(encoder, max_length)
     if not isinstance(stride, int) or stride < 0:
         raise InvalidSettingError(f"stride is {stride!r}; expected a whole number, 0 or more.")
-    data = load_hub_dataset(HUB_ID)[part]
+    data = load_hub_split(HUB_ID, part, ("question", "context", "answers"))
     tokenizer = load_tokenizer(locate(encoder))
     encode = partial(_windows, tokenizer, max_length, stride)
     encoded = tokenize(data, tokenizer, f"windows of {max_length} tokens, {stride} shared", encode)
     columns = {"ids": tokenizer.pad_token_id, "segments": -1, "context": 0}
     inputs, lengths = pad(encoded, columns, max_length)
+    require_known_tokens(inputs, encoder)
     offsets, _ = pad(encoded, {"first": 0, "last": 0}, max_length)
     targets = torch.stack([torch.from_numpy(np.asarray(encoded[name], dtype=np.int64)) for name in ("start", "end")], 1)
     # Rows of a batch are numbered within it: a new question begins where a window says so.

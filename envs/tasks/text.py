@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from envs.tasks.base import Split
 from envs.tasks.hub import without_progress_bars
-from envs.tasks.pretrained import locate, new_from_config, template
+from envs.tasks.pretrained import load_config, locate, new_from_config, template
 from gns.errors import GNSError, InvalidSettingError, require_count
 
 SEED = 20220425
@@ -140,7 +140,8 @@ def build_encoder(
     :param max_length: tokens it must take; None: as many as it can
     :param settings: of the configuration, such as ``num_labels``
     :raises DataNotFoundError: if weights or configuration are nowhere to be had
-    :raises InvalidSettingError: if the encoder has fewer positions, or a setting is of another kind
+    :raises InvalidSettingError: if the encoder has fewer positions, is a decoder that knows no padding, or a setting is
+        of another kind
     """
     require_text_settings(encoder, _SHORTEST if max_length is None else max_length)
     if not isinstance(pretrained, bool):
@@ -150,6 +151,11 @@ def build_encoder(
         model = template(auto_class, location, **settings).new()
     else:
         model = new_from_config(auto_class, location, **settings)
+    if hasattr(model, "score") and model.config.pad_token_id is None:  # a decoder's head: it reads the last token
+        raise InvalidSettingError(
+            f"The configuration of {encoder} names no token to pad with (pad_token_id), which its head needs to find "
+            "the end of a text; expected an encoder such as BERT, or a decoder saved with config.pad_token_id set."
+        )
     positions = _positions(model)
     if positions is not None and max_length is not None and max_length > positions:
         raise InvalidSettingError(
@@ -176,6 +182,21 @@ def require_text_settings(encoder: str, max_length: int) -> None:
     require_count("max_length", max_length)
     if not isinstance(max_length, int) or max_length < _SHORTEST:
         raise InvalidSettingError(f"max_length is {max_length!r}; expected a whole number of at least {_SHORTEST}.")
+
+
+def require_known_tokens(inputs: Tensor, encoder: str) -> None:
+    """Pass examples whose tokens the model of an encoder has embeddings for.
+
+    :param inputs: int32 (N, rows, length), ids in row 0
+    :raises InvalidSettingError: if there are others: tokenizer and model are not of each other
+    """
+    known = getattr(load_config(locate(encoder)), "vocab_size", None)
+    highest = int(inputs[:, 0].max())
+    if known is not None and highest >= known:
+        raise InvalidSettingError(
+            f"The tokenizer of {encoder} gives tokens up to number {highest} and its model knows {known}; expected the "
+            "two of one another. After tokenizer.add_tokens, call model.resize_token_embeddings and save both."
+        )
 
 
 def decay_weights_only(model: nn.Module) -> Iterable[dict[str, Any]]:

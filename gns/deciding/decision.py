@@ -29,7 +29,7 @@ from gns.features.held_out import ValidationStatistics
 from gns.features.moments import as_real, group_of_each, optimizer_kind
 from gns.features.schemas import compute_features, get_schema
 from gns.features.statistics import OPTIMIZER_KINDS, SUM_G2, SUM_U2, RunStatistics
-from gns.features.sums import read_sums
+from gns.features.sums import beside, read_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
+_MOST_LOSSES = 2**20  # kept of an interval; of a longer one those of evenly spaced updates
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
 _COUNTS = ("update", "steps", "interval_updates")  # of the memory: must be the same on all ranks
 _TAKEN_OVER = ("scale", "anchor", "first_loss", "start_loss", "previous_loss")  # of the memory: rank 0's on all ranks
@@ -144,12 +145,15 @@ class DecisionCore(RateControl):
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
         memory, loss = self._memory, gathered(loss.detach())
         if self._losses is None:
-            self._losses = torch.zeros(self.interval, dtype=torch.float32, device=loss.device)
-        self._losses[memory.interval_updates].copy_(loss)
+            room = losses_kept(self.interval, self.interval)
+            self._losses = torch.zeros(room, dtype=torch.float32, device=loss.device)
+        place, between = divmod(memory.interval_updates, _spacing(self.interval))
+        if not between:
+            self._losses[place].copy_(loss)
         if self._before_last is not None:
             changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
             per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
-            self._measured = torch.stack(list(torch._foreach_powsum(per_rate, 2, dtype=torch.float32)))
+            self._measured = beside(torch._foreach_powsum(per_rate, 2, dtype=torch.float32))
             self._before_last = None
         self.count_updates()
 
@@ -206,7 +210,7 @@ class DecisionCore(RateControl):
         """Losses since the last decision; :meth:`observe` has usually brought them to the host."""
         observed = super()._losses_of_interval()
         if observed is None and self._losses is not None:
-            return self._losses[: self._memory.interval_updates].cpu().double().numpy()
+            return self._losses[: losses_kept(self.interval, self._memory.interval_updates)].cpu().double().numpy()
         return observed
 
     def _collect(self) -> RunStatistics:
@@ -250,7 +254,7 @@ class DecisionCore(RateControl):
 
         Of all ranks, where they decide together; then the memory is brought in line with rank 0's.
         """
-        memory, count = self._memory, self._memory.interval_updates
+        memory, count = self._memory, losses_kept(self.interval, self._memory.interval_updates)
         losses = self._losses[:count].to(sums.device) if self._losses is not None else sums.new_zeros(0)
         measured = self._measured if self._measured is not None else sums.new_zeros(0)
         if self._group is None:
@@ -266,7 +270,7 @@ class DecisionCore(RateControl):
             sums,
             measured,
             losses,
-            self.interval,
+            losses_kept(self.interval, self.interval),
             counts,
             [*own.values(), *memory.layer_actions],
         )
@@ -280,6 +284,16 @@ def trained_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple
     groups = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     named = model.named_parameters()
     return [(name, id(p), groups[id(p)]) for name, p in named if p.requires_grad and id(p) in groups]
+
+
+def losses_kept(interval: int, updates: int) -> int:
+    """Return how many losses are kept of so many updates of an interval, those done first."""
+    return -(-updates // _spacing(interval))
+
+
+def _spacing(interval: int) -> int:
+    """Updates from one loss that is kept to the next."""
+    return -(-interval // _MOST_LOSSES)
 
 
 def _layers_of_groups(sizes: list[int], groups: list[int], count: int) -> tuple[int, list[list[int]]]:

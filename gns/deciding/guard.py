@@ -79,8 +79,8 @@ class Watch:
         """Judge the interval that was observed last; once an interval, since it counts.
 
         A run has diverged if a loss, gradient, parameter or optimizer state is not finite, if its mean loss rose above
-        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it learned or rose and
-        then stayed where it began for two intervals, as a network does whose units are dead: see
+        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it learned
+        or rose and then stayed where it began for two intervals, as a network does whose units are dead: see
         :func:`stays_where_it_began`. It is doubtful if it stayed there for one, if a loss of the last quarter is as
         high, or if the pending gradient is twenty times as large as at the last decision: to go back to such a state
         would be to diverge again at any rate.

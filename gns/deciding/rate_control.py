@@ -298,4 +298,4 @@ def initial_rate(rate: Any, config: DecisionConfig) -> float:
             f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
             f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."
         )
-    return rate
+    return float(rate)

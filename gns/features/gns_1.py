@@ -26,7 +26,8 @@ from gns.features.statistics import (
     mean_of,
 )
 
-_KINDS = ("sgd", "adam", "adamw", "other")  # all that a later version may know beside these are "other"
+_KINDS = ("sgd", "adam", "adamw")
+_OTHER = np.array([kind not in _KINDS for kind in OPTIMIZER_KINDS])  # and what a later version may know
 
 
 def _agreement(layers: LayerStatistics) -> np.ndarray:
@@ -66,10 +67,8 @@ def _loss_spread(run: RunStatistics) -> np.ndarray:
     return np.where(run.counted.sum(axis=-1) >= 2, spread, np.nan)
 
 
-def _is_kind(kind: str, layers: LayerStatistics) -> np.ndarray:
-    known = np.array([OPTIMIZER_KINDS.index(name) for name in _KINDS if name != "other"])
-    number = np.asarray(layers.run.optimizer_kind)
-    return ~np.isin(number, known) if kind == "other" else number == OPTIMIZER_KINDS.index(kind)
+def _is_kind(number: int, layers: LayerStatistics) -> np.ndarray:
+    return np.equal(layers.run.optimizer_kind, number)
 
 
 SCHEMA = FeatureSchema(
@@ -121,6 +120,7 @@ SCHEMA = FeatureSchema(
         Feature("log_budget", lambda s: log10(s.run.budget), 1.0, 2.5, "budget, log10"),
         Feature("rolled_back", lambda s: np.asarray(s.run.rolled_back)),
         Feature("no_loss", lambda s: np.asarray(~s.run.has_loss.any(axis=-1))),
-        *(Feature(f"optimizer_{kind}", partial(_is_kind, kind)) for kind in _KINDS),
+        *(Feature(f"optimizer_{kind}", partial(_is_kind, OPTIMIZER_KINDS.index(kind))) for kind in _KINDS),
+        Feature("optimizer_other", lambda s: _OTHER[s.run.optimizer_kind]),
     ),
 )

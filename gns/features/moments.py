@@ -37,14 +37,44 @@ class Moments:
 
 
 def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
-    """Return one of :data:`gns.features.statistics.OPTIMIZER_KINDS`; a wrapper's inner ``optimizer`` counts."""
+    """Return one of :data:`gns.features.statistics.OPTIMIZER_KINDS`; a wrapper's inner optimizer counts."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner
+    optimizer = innermost(optimizer)
     if isinstance(optimizer, torch.optim.AdamW):
         return "adamw"
     if isinstance(optimizer, torch.optim.Adam):
         return "adam"
     return "sgd" if isinstance(optimizer, torch.optim.SGD) else "other"
+
+
+def optimizers_in(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimizers among an optimizer's attributes, and in lists and mappings there, by name."""
+    found: dict[str, torch.optim.Optimizer] = {}
+    for name, value in vars(optimizer).items():
+        if name in ("state", "param_groups", "defaults") or name.startswith("_optimizer_"):
+            continue
+        named = {f"{name}[{key!r}]": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        if isinstance(value, list | tuple):
+            named = {f"{name}[{number}]": part for number, part in enumerate(value)}
+        found.update({key: part for key, part in named.items() if isinstance(part, torch.optim.Optimizer)})
+    return {name: inner for name, inner in found.items() if inner is not optimizer}
+
+
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that a wrapper steps, whatever the attribute is called: the one with the same groups."""
+    passed: set[int] = set()
+    while True:
+        passed.add(id(optimizer))
+        inner = {id(part): part for part in optimizers_in(optimizer).values() if id(part) not in passed}
+        same = [part for part in inner.values() if _same_groups(part.param_groups, optimizer.param_groups)]
+        if len(same) != 1:
+            return optimizer
+        optimizer = same[0]
+
+
+def _same_groups(ones: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(ones) == len(others) and all(one is other for one, other in zip(ones, others, strict=True))
 
 
 def read_moments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,10 +32,6 @@ class Feature:
     scale: float = 1.0
     shift: float = 0.0
     label: str = ""
-
-    def forward(self, statistics: LayerStatistics) -> np.ndarray:
-        """Return the feature, in float64 and not yet bounded."""
-        return (self.value(statistics) - self.shift) / self.scale
 
     def inverse(self, feature: Any) -> Any:
         """Return the value, before it was scaled, of a feature that lies within its bound: a number or an array."""
@@ -90,6 +86,12 @@ class FeatureSchema:
         """Names of the features of the run."""
         return tuple(feature.name for feature in self.run)
 
+    @cached_property
+    def _tables(self) -> list[tuple[tuple[Feature, ...], np.ndarray, np.ndarray]]:
+        """Features, their shifts and their scales: of layers, and of the run."""
+        tables = (self.layers, self.run)
+        return [(rows, np.array([f.shift for f in rows]), np.array([f.scale for f in rows])) for rows in tables]
+
     def feature(self, name: str) -> Feature:
         """Return the feature of that name."""
         return next(feature for feature in (*self.layers, *self.run) if feature.name == name)
@@ -99,13 +101,16 @@ class FeatureSchema:
         shape = np.shape(statistics.run.learning_rate)
         with np.errstate(all="ignore"):  # statistics of a diverged run may be infinite
             return (
-                self._table(self.layers, statistics, (*shape, statistics.graph.num_nodes)),
-                self._table(self.run, statistics, shape),
+                self._table(0, statistics, (*shape, statistics.graph.num_nodes)),
+                self._table(1, statistics, shape),
             )
 
-    def _table(self, features: Sequence[Feature], statistics: LayerStatistics, shape: tuple[int, ...]) -> np.ndarray:
+    def _table(self, which: int, statistics: LayerStatistics, shape: tuple[int, ...]) -> np.ndarray:
+        features, shifts, scales = self._tables[which]
         table = np.empty((*shape, len(features)))
         for column, feature in enumerate(features):
-            table[..., column] = feature.forward(statistics)
+            table[..., column] = feature.value(statistics)
+        table -= shifts
+        table /= scales
         finite = np.nan_to_num(table, nan=0.0, posinf=self.bound, neginf=-self.bound)
         return np.clip(finite, -self.bound, self.bound).astype(np.float32)

@@ -78,7 +78,41 @@ def read_sums(
     if sum(p.numel() for p in parameters) >= PIECEWISE_FROM and _all_plain(optimizer, parameters, gradients):
         piece = max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads())
         return piecewise_sums(optimizer, parameters, gradients, steps, piece, products)
-    return foreach_sums(optimizer, parameters, gradients, steps, products)
+    places = _by_device(parameters)
+    parts = [
+        foreach_sums(optimizer, [parameters[i] for i in chosen], [gradients[i] for i in chosen], steps, products)
+        for chosen in places
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    back = np.argsort(np.concatenate(places))
+    return Sums(
+        _joined([part.sums for part in parts], places),
+        np.concatenate([part.momentum_scale for part in parts])[back],
+        np.concatenate([part.second_scale for part in parts])[back],
+    )
+
+
+def beside(numbers: Sequence[Tensor]) -> Tensor:
+    """Return P tensors without dimensions as one of shape (P,) on the first's device, with one copy a device."""
+    places = _by_device(numbers)
+    return _joined([torch.stack([numbers[i] for i in chosen]) for chosen in places], places)
+
+
+def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the numbers of the tensors on each device, in order of first appearance."""
+    places: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(i)
+    return list(places.values())
+
+
+def _joined(parts: list[Tensor], places: list[list[int]]) -> Tensor:
+    """Return rows that were computed by device as one tensor on the first device, in the order of the tensors."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = torch.cat([part.to(parts[0].device, non_blocking=True) for part in parts])
+    return rows[torch.from_numpy(np.argsort(np.concatenate(places))).to(rows.device)]
 
 
 # ---------------------------------------------------------------------- by whole tensors

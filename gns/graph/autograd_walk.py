@@ -10,10 +10,10 @@ from typing import Any
 _INDEXING = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
 # Operations whose second operand may be a constant, which autograd shows as a missing input.
 _ELEMENTWISE = ("MulBackward", "DivBackward", "AddBackward", "SubBackward", "PowBackward", "RsubBackward")
-# Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled functions.
-_OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward")
-# Operations of FSDP2 and DDP that hand on each of their inputs as it is, and mix none.
-_HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward")
+# Operations that hide the layers inside them from autograd: reentrant checkpointing, compiled and scripted functions.
+_OPAQUE = ("CheckpointFunctionBackward", "CompiledFunctionBackward", "DifferentiableGraphBackward")
+# Operations of FSDP2, DDP and modules' full backward hooks that hand on each of their inputs as it is, and mix none.
+_HANDS_ON = ("RegisterPostBackwardFunctionBackward", "_DDPSinkBackward", "BackwardHookFunctionBackward")
 
 
 @dataclass
@@ -63,7 +63,7 @@ def walk_back(roots: Iterable[Any], layer_of: Mapping[int, str]) -> Walk:
             else:
                 weights.update(raw.get(parent, {}))
             sources.update(reach.get(parent, {}))
-        if name.startswith(_OPAQUE):
+        if name.rpartition("::")[2].startswith(_OPAQUE):
             walk.opaque = True
             walk.inside.update(weights)
         if not mixes:

@@ -314,23 +314,38 @@ def _node_type(model: nn.Module, layer: str, applied_by: Sequence[str]) -> str:
     parent = module = model
     for part in layer.split(".") if layer else []:
         parent, module = module, unwrap(getattr(module, part))
-    kind = type(module).__name__.removeprefix("FSDP")  # fully_shard makes a subclass of that name
-    if isinstance(module, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
+    kind, above = _class_of(module), _class_of(parent)
+    name = _name_of_class(module).removeprefix("FSDP")  # fully_shard makes a subclass of that name
+    if issubclass(kind, nn.MultiheadAttention) or issubclass(above, nn.MultiheadAttention):
         return "attention"
-    if isinstance(module, nn.Linear) or (kind == "Conv1D" and not isinstance(module, nn.Conv1d)):
+    if issubclass(kind, nn.Linear) or (name == "Conv1D" and not issubclass(kind, nn.Conv1d)):
         return "attention" if _ATTENTION_NAMES.search(layer) else "linear"
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if issubclass(kind, nn.modules.conv._ConvNd):
         return "conv"
-    if "norm" in kind.lower():
+    if "norm" in name.lower():
         return "norm"
-    if isinstance(module, nn.EmbeddingBag):
+    if issubclass(kind, nn.EmbeddingBag):
         return "linear"  # a matrix product with the counts of a bag's tokens; tokens in order are another thing
-    if isinstance(module, nn.Embedding):
+    if issubclass(kind, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+    if issubclass(kind, nn.RNNBase | nn.RNNCellBase):
         return "recurrent"
     found = (t for t, operations in _OPERATIONS.items() if any(name.startswith(operations) for name in applied_by))
+    added = bool(applied_by) and all(name.startswith("AddBackward") for name in applied_by)
+    if added and all(p.dim() == 1 for p in module.parameters(recurse=False)):
+        return "linear"  # the bias of a graph layer, whose weights are another module's; positions are a table
     return next(found, "other")
+
+
+def _class_of(module: nn.Module) -> type:
+    """Return the class of a module; of a traced or scripted one that of torch.nn's by the name it keeps, if any."""
+    found = getattr(nn, _name_of_class(module), None) if isinstance(module, torch.jit.ScriptModule) else None
+    return found if isinstance(found, type) else type(module)
+
+
+def _name_of_class(module: nn.Module) -> str:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return str(module.original_name) if scripted else type(module).__name__
 
 
 def _depths(num_nodes: int, edges: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gns.errors import InvalidSettingError
-from gns.scheduler.scheduler import GNSScheduler
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")  # one framework under two names
 
@@ -30,6 +29,8 @@ def _package() -> str:
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
+
+    from gns.scheduler.scheduler import GNSScheduler
 else:
     Callback = import_module(_package()).Callback  # a trainer of either name takes it
 
@@ -79,6 +80,11 @@ class LossReporter(Callback):
         self._begin_update()
         for scheduler in self._schedulers:
             scheduler._begin_at_rates_found()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say of runs that ended before their budget was spent which number to give."""
+        for scheduler in self._schedulers:
+            scheduler._progress.tell_if_unfinished()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Take note of a loss, with its autograd graph as long as a scheduler lacks the layer graph."""
@@ -148,7 +154,7 @@ def report_to(scheduler: weakref.ref[GNSScheduler], trainer: Any) -> Subscriptio
 
 def _inside(scheduler: Any) -> Iterator[GNSScheduler]:
     """Yield the GNSSchedulers in a scheduler: itself, or those that PyTorch's combinations hold."""
-    if isinstance(scheduler, GNSScheduler):
+    if hasattr(scheduler, "report_loss"):  # not by its class, whose module imports this one
         yield scheduler
     for part in getattr(scheduler, "_schedulers", ()):
         yield from _inside(part)

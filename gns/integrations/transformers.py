@@ -92,23 +92,34 @@ class GNSCallback(TrainerCallback):
         """Forget losses of an update that float16 left out: the ``Trainer`` does not step its scheduler then."""
         _scheduler_in(kwargs["lr_scheduler"])[0].forget_losses()
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say of a run that ended before its budget was spent which number to give."""
+        _scheduler_in(kwargs["lr_scheduler"])[0]._progress.tell_if_unfinished()
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the figures to the logs of training."""
         for logs in (kwargs["logs"], state.log_history[-1]):
             _add_figures(logs, kwargs["lr_scheduler"])
 
 
-def training_updates(args: TrainingArguments, examples: int, processes: int | None = None) -> int:
+def training_updates(args: TrainingArguments, examples: int | None, processes: int | None = None) -> int:
     """Return the number of updates a ``Trainer`` will make: ``total_steps`` of its scheduler.
 
     :param args: the ``Trainer``'s
-    :param examples: length of its training data
+    :param examples: length of its training data; None, of data without one, where ``max_steps`` is set
     :param processes: processes with batches of their own; None: all, as without tensor, context or sequence parallelism
     :raises InvalidSettingError: if a number is not a positive whole one, or the settings ask for no update
     """
     if args.max_steps > 0:
         return args.max_steps
     processes = args.world_size if processes is None else processes
+    if examples is None:
+        raise InvalidSettingError(
+            "examples is None and max_steps is not set, so that the length of the run is not known; expected the "
+            "length of the training data. For data without one (an IterableDataset) set TrainingArguments(max_steps=N)."
+        )
     require_count("examples", examples)
     require_count("processes", processes)
     last = math.floor if args.dataloader_drop_last else math.ceil

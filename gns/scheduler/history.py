@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
+from gns.scheduler.state import plain_graph
 
 KINDS = ("rates", "layers", "graph")
 DEFAULT_FEATURE = "log_update_over_weight"
 POINTS = 10_000  # of a rate path
+FORMAT, VERSION, FILE = "gns-history", 1, "history.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class RunHistory:
         :raises OutOfOrderError: if nothing is recorded
         """
         self.require_records()
-        control = RateControl(self.budget, self.decision, list(self.initial_lrs))
+        groups = [self.initial_lrs[0], min(self.initial_lrs), max(self.initial_lrs)]  # the last two bound the factor
+        control = RateControl(self.budget, self.decision, groups)
         memory = control.state_dict()["memory"]
         share = max(2, POINTS // len(self.records))
         updates, rates = [], []
@@ -95,7 +100,7 @@ class RunHistory:
                 rate = record.learning_rate
                 if record.scale is not None:
                     own = memory | {"update": update, "scale": record.scale}
-                    control.load_state_dict({"memory": own, "initial_lrs": self.initial_lrs})
+                    control.load_state_dict({"memory": own, "initial_lrs": groups})
                     rate = control.learning_rate
                 updates.append(update)
                 rates.append(rate)
@@ -174,10 +179,31 @@ class RunHistory:
         return history_pictures.draw_graph(self, path, feature, decision)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON, see :func:`gns.tools.history_files.save_history`; return the file."""
-        from gns.tools.history_files import save_history
+        """Write it as JSON and return the file, which is there whole or not at all.
 
-        return save_history(self, path)
+        :param path: the file; a folder that is there gets ``history.json``
+        :raises OutOfOrderError: if nothing is recorded
+        :raises OSError: if it cannot be written
+        """
+        self.require_records()
+        path = Path(path)
+        if path.is_dir():
+            path = path / FILE
+        plain = {
+            "format": FORMAT,
+            "version": VERSION,
+            "budget": self.budget,
+            "decision": asdict(self.decision),
+            "initial_lrs": list(self.initial_lrs),
+            "records": [asdict(record) for record in self.records],
+            "graph": None if self.graph is None else plain_graph(self.graph),
+            # float32 written with 9 digits is read back to the last bit
+            "layers": [[number, [[float(f"{x:.9g}") for x in row] for row in v]] for number, v in self.layers.items()],
+        }
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
+        os.replace(temporary, path)
+        return path
 
 
 def mean_loss(losses: np.ndarray) -> float | None:

@@ -16,36 +16,15 @@ from torch.func import functional_call
 
 from gns.graph.autograd_walk import walk_back
 from gns.graph.layer_graph import LayerGraph, layer_graph, tensors_in, unwrap
+from gns.scheduler.closures import closure_of, updating
+from gns.scheduler.tracers import HookHandle
 
 if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
 
 
-class OutputHook:
-    """A module's forward hook, which a copy of the module carries along without effect.
-
-    :param scheduler: told of every output; None for a hook without effect
-    """
-
-    def __init__(self, scheduler: GNSScheduler | None = None) -> None:
-        self._scheduler = weakref.ref(scheduler) if scheduler is not None else None
-        self._busy = False
-
-    # Within a compiled model this ends the compiled part: what follows is not traced but called.
-    @torch.compiler.disable
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Pass on what the module returned."""
-        scheduler = self._scheduler() if self._scheduler is not None else None
-        if scheduler is None or self._busy:
-            return
-        self._busy = True  # a forward pass made to take the graph comes here as well
-        try:
-            scheduler._after_forward(args, kwargs, output)
-        finally:
-            self._busy = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OutputHook, ()
+_on_optimizer: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.WeakSet[GNSScheduler]]
+_on_optimizer = weakref.WeakKeyDictionary()
 
 
 def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.Module) -> Callable[[], None]:
@@ -66,12 +45,12 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
             subscription = report_to(reference, trainer)
             handles.append(subscription)
             return subscription.ready
-        for key in [key for key, hook in model._forward_hooks.items() if _is_dead(hook)]:
-            del model._forward_hooks[key]
-            model._forward_hooks_with_kwargs.pop(key, None)
-        handles.append(model.register_forward_hook(OutputHook(reference()), with_kwargs=True))
+        if not isinstance(model, torch.jit.RecursiveScriptModule):  # which takes no hook
+            handles.append(HookHandle(model, reference()))
         return lambda _: True
 
+    # Called by a compiled optimizer.step, not compiled with it: a decision is none of its business.
+    @torch.compiler.disable
     def before(stepped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal ready
         scheduler = reference()
@@ -80,24 +59,33 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
         ready = ready or watch_model()
         return scheduler._before_update(stepped, args, kwargs) if ready(closure_of(args, kwargs) is not None) else None
 
+    @torch.compiler.disable
     def after(*_: Any) -> None:
         scheduler = reference()
         if scheduler is not None:
             scheduler._after_optimizer_step()
 
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner  # Accelerate's wrapper calls no hooks of its own
+    optimizer = updating(optimizer)  # a wrapper may call no hooks of its own, or be stepped in other ways
+    beside = _on_optimizer.setdefault(optimizer, weakref.WeakSet())
+    beside.add(scheduler)
     handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
     if "_forward_hooks" in vars(model):  # else a model that holds its scheduler is being copied, and is not there yet
         ready = watch_model()
 
     def detach() -> None:
+        if (alive := reference()) is not None:
+            beside.discard(alive)
         for handle in handles:
             handle.remove()
 
     end = weakref.finalize(scheduler, detach)
     end.atexit = False
     return end
+
+
+def others_on(optimizer: torch.optim.Optimizer, scheduler: GNSScheduler) -> list[GNSScheduler]:
+    """Return the other schedulers that have hooks on an optimizer."""
+    return [other for other in _on_optimizer.get(optimizer, ()) if other is not scheduler]
 
 
 def lightning_trainer(model: nn.Module) -> Any | None:
@@ -114,10 +102,6 @@ def lightning_trainer(model: nn.Module) -> Any | None:
 def is_lightning(model: nn.Module) -> bool:
     """Say whether a module is a ``LightningModule``, under either name of the package; neither is imported."""
     return any(kind.__name__ == "LightningModule" for kind in type(unwrap(model)).__mro__)
-
-
-def _is_dead(hook: Any) -> bool:
-    return isinstance(hook, OutputHook) and (hook._scheduler is None or hook._scheduler() is None)
 
 
 def loss_in(output: Any) -> Tensor | None:
@@ -152,7 +136,7 @@ def graph_of_forward(
     roots = [tensor.grad_fn for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
     if not roots:
         return None
-    if walk_back(roots, {}).opaque:
+    if walk_back(roots, {}).opaque and not isinstance(unwrap(module), torch.jit.ScriptModule):
         eager = _eager_output(unwrap(module), args, kwargs)
         loss = loss_in(eager)
         outputs = eager if loss is None else loss
@@ -168,35 +152,6 @@ def _eager_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         torch.compiler.set_stance("force_eager"),
     ):
         return functional_call(module, buffers, args, kwargs)
-
-
-def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """Return the closure among the arguments of ``step``, the optimizer first; None if there is none."""
-    return args[1] if len(args) > 1 else kwargs.get("closure")
-
-
-def with_closure_done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Evaluate the closure of an ``optimizer.step(closure)`` now, so that its gradients are pending.
-
-    The optimizer is given a closure in its place that returns what this one returned, and from the second call on, for
-    optimizers that ask more than once an update, evaluates as ever. So it is evaluated as often as without.
-
-    :param args: arguments of ``step``, the optimizer first
-    :return: arguments to go on with, and what the closure returned; None if there is none
-    """
-    closure = closure_of(args, kwargs)
-    if closure is None:
-        return args, kwargs, None
-    with torch.enable_grad():
-        first = [closure()]
-    loss = first[0]
-
-    def replay() -> Any:
-        return first.pop() if first else closure()
-
-    if len(args) > 1:
-        return (args[0], replay, *args[2:]), kwargs, loss
-    return args, {**kwargs, "closure": replay}, loss
 
 
 def unscale(optimizer: torch.optim.Optimizer) -> None:

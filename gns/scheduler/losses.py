@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gns.errors import InvalidSettingError
 
-SOURCES = ("reported", "closure", "output")  # the first that told a loss is believed
+# The first that told a loss is believed; "evaluation" is an output of a model that is not in training mode.
+SOURCES = ("reported", "closure", "output", "evaluation")
 
 
 class Losses:

@@ -22,6 +22,7 @@ from gns.parallel.distributed import group_of_run, ranks_of
 from gns.policy.artefact import GNSPolicy
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
+from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain, graph_of_first_rank, on_device_of, plain_graph
 
@@ -118,31 +119,24 @@ class ScheduledRun:
         if graph is not None:
             self.graph, self._graph_is_old = graph, False
 
-    def core_of_update(
-        self, optimizer: torch.optim.Optimizer, initial_lrs: list[float | Tensor], updates: int
-    ) -> DecisionCore:
-        """Return the decision core for the coming update: made at the first, and kept up with model and optimizer.
+    def keep_up(self, core: DecisionCore) -> DecisionCore:
+        """Return the decision core for the coming update, kept up with model and optimizer.
 
         Where parameters were added, replaced, frozen, unfrozen or renamed since, the layer graph is taken anew from the
         next forward pass; until then decisions are taken on the layers known before.
 
-        :param optimizer: the optimizer of the run
-        :param initial_lrs: initial rate of each parameter group; those added since may be missing
-        :param updates: updates done so far
-        :raises LayerGraphError: if no layer graph is known, or the optimizer holds none of the model's parameters now
+        :param core: its decision core
+        :raises LayerGraphError: if the optimizer holds none of the model's parameters now
         :raises InvalidSettingError: if the rate of a parameter group that was added is out of bounds
         """
-        if self._guarded is None:
-            return self.begin(optimizer, initial_lrs, updates)
-        core = self._guarded.core
-        added = len(optimizer.param_groups) > len(core.initial_lrs)
+        added = len(core.optimizer.param_groups) > len(core.initial_lrs)
         if added:
             core.take_up_groups()
-        if self._changed:
+        if self._changed and self._guarded is not None:
             self._changed = False
             return self._follow(self._guarded)
         if added or (core.decision_due and core.outdated):
-            require_that_it_trains(optimizer, self.model)
+            require_that_it_trains(core.optimizer, self.model)
             self._changed = self._graph_is_old = True
         return core
 
@@ -191,6 +185,8 @@ class ScheduledRun:
             seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
             if is_lightning(self.model):
                 seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
+            if isinstance(unwrap(self.model), torch.jit.RecursiveScriptModule):
+                advice = "A scripted model takes no hook"
             raise LayerGraphError(
                 f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
                 f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
@@ -339,6 +335,15 @@ class ScheduledRun:
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
         self._guarded, self._watch = None, Watch(**state.get("watch", {"rollbacks": state["rollbacks"]}))
         self._core_state = on_device_of(self.model, state["core"])
+
+    def change_budget(self, budget: int) -> None:
+        """Go on as a run of another number of updates; the losses since the last decision are forgotten."""
+        taken = replace(self.decision, num_decisions=self.policy.config.decision.num_decisions)
+        core = self._state_of_core()
+        if core is not None:
+            core = core | {"memory": core["memory"] | {"interval_updates": 0}, "losses": None}
+        self.budget, self.decision = budget, few_enough(taken, budget)
+        self._guarded, self._core_state = None, core
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; the core is kept as its state."""

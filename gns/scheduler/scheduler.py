@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,17 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from gns.deciding.decision import DecisionConfig
+from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig
 from gns.deciding.rate_control import initial_rate
-from gns.errors import InvalidSettingError, OutOfOrderError, require_count
+from gns.errors import InvalidSettingError, OutOfOrderError
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import require_group
 from gns.policy.artefact import GNSPolicy
+from gns.scheduler import advice
+from gns.scheduler.closures import closure_of, followed_by, updating
 from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
-from gns.scheduler.hooks import attach, is_share, left_out, loss_in, unscale, with_closure_done, without_gradient
+from gns.scheduler.hooks import attach, is_share, left_out, loss_in, others_on, unscale, without_gradient
+from gns.scheduler.lengths import Progress, few_enough, updates_of
 from gns.scheduler.losses import Losses, scalar
 from gns.scheduler.policy_source import frozen_policy
+from gns.scheduler.rates import WrittenRates, make_own, plain, rates_of
 from gns.scheduler.run import ScheduledRun, require_that_it_trains
 from gns.scheduler.state_check import require_state_of
 
@@ -63,7 +66,7 @@ class GNSScheduler(LRScheduler):
 
     :param optimizer: its rates now, or ``initial_lr`` where a group has it, are the initial ones
     :param model: the model it trains; best as it is called, compiled or not
-    :param total_steps: number of updates T of the run
+    :param total_steps: number of updates T of the run; :attr:`budget` changes it later
     :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the bundled one
     :param min_lr: lowest rate of any group; None: the policy's
     :param max_lr: highest rate of any group; None: the policy's
@@ -76,14 +79,13 @@ class GNSScheduler(LRScheduler):
         the first update; False: this process decides alone
     :param record_layers: keep the features of every layer at every decision for :meth:`plot`: 4 bytes a layer, feature
         and decision. Changes no rate
-    :raises InvalidSettingError: on a value outside its domain, or fewer updates than the policy takes decisions
+    :raises InvalidSettingError: on a value outside its domain; if the optimizer holds another whose rates it does not
+        share
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
     :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
     """
 
     model: nn.Module = _of_run("model")
-    # Not total_steps: by that name Accelerate stops stepping early when it accumulates.
-    budget: int = _of_run("budget")
     policy: GNSPolicy = _of_run("policy")
     decision: DecisionConfig = _of_run("decision")
     guard: GuardConfig | None = _of_run("guard")
@@ -112,30 +114,52 @@ class GNSScheduler(LRScheduler):
                     f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
                     "GNSScheduler(optimizer, model, total_steps=...)."
                 )
-        require_count("total_steps", total_steps)
+        budget = updates_of(total_steps)
         require_group(process_group)
         policy = frozen_policy(policy)
         trained = policy.config.decision
         decision = replace(
             trained,
-            min_lr=trained.min_lr if min_lr is None else min_lr,
-            max_lr=trained.max_lr if max_lr is None else max_lr,
+            min_lr=trained.min_lr if min_lr is None else plain(min_lr),
+            max_lr=trained.max_lr if max_lr is None else plain(max_lr),
         )
-        decision.interval(int(total_steps))
+        decision = few_enough(decision, budget)
+        updating(optimizer)
         require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
         if isinstance(guard, GuardConfig) and not guard.enabled:
             guard = None
-        self._run = ScheduledRun(model, int(total_steps), policy, decision, guard, graph, process_group, record_layers)
+        self._run = ScheduledRun(model, budget, policy, decision, guard, graph, process_group, record_layers)
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
+        self._closure_waits = self._past_end = False  # a closure is yet to be called; an update came past the budget
+        self._graph_of_evaluation = False  # the layer graph is that of a model in evaluation mode
+        self._written: WrittenRates | None = None
+        self._progress = Progress()
         self._losses = Losses()
         self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
         self._warned: set[str] = set()
+        make_own(optimizer)
         super().__init__(optimizer, last_epoch)
         for group in optimizer.param_groups:
             initial_rate(group["initial_lr"], decision)
         self._remove = attach(self, optimizer, model)
+
+    # Not total_steps: by that name Accelerate stops stepping early when it accumulates.
+    @property
+    def budget(self) -> int:
+        """Number of updates T of the run; may be set at any time, on all ranks alike, and at the end to go on.
+
+        Progress, and with it the profile, is then that of the longer or shorter run, which decides at other updates.
+
+        :raises InvalidSettingError: if set to what is no number of updates
+        """
+        return self._run.budget
+
+    @budget.setter
+    def budget(self, total_steps: int) -> None:
+        self._run.change_budget(updates_of(total_steps))
+        self._written = None
 
     # ------------------------------------------------------------------ what a training loop calls
 
@@ -153,11 +177,10 @@ class GNSScheduler(LRScheduler):
         given = None if loss is None else scalar(loss)
         if not self._pending:
             if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
-                self._warn(
-                    "scheduler.step() came before any optimizer.step(), and counts as nothing. Call it after "
-                    "optimizer.step(); if a GradScaler left that one out, all is well.",
-                    stacklevel=3,
-                )
+                self._warn(advice.NO_UPDATE_YET)
+            if self._past_end:
+                self._warn(advice.PAST_END, budget=self.budget)
+            self._past_end = False
             self._losses.clear()
             return
         given = self._losses.of_update() if given is None else given
@@ -167,13 +190,13 @@ class GNSScheduler(LRScheduler):
                 f"{type(unwrap(self.model)).__name__} returned none under the name 'loss'. Call scheduler.step(loss), "
                 "or scheduler.report_loss(loss) before a framework calls scheduler.step()."
             )
-        core = self._run.core
-        assert core is not None
+        core = self._run.core or self._begin(updating(self.optimizer))  # a state was loaded after the update
         core.note_update(given)
         self._pending = False
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
+        self._progress.note(self.last_epoch, self.budget, self._last_lr[0])
         if core.finished or self.last_epoch + self.rollbacks == self.budget:  # a rollback leaves one update out
             self._run.check_end()
 
@@ -208,7 +231,7 @@ class GNSScheduler(LRScheduler):
         return self.run_history().plot(path, kind, feature, decision)
 
     def save_history(self, path: str | Path) -> Path:
-        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, see :mod:`gns.tools.history_files`."""
+        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, and return the file."""
         return self.run_history().save(path)
 
     def remove(self) -> None:
@@ -225,21 +248,18 @@ class GNSScheduler(LRScheduler):
     def _before_update(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Set the rates of the coming update, with a decision if one is due.
+        """Set the rates of the coming update, with a decision if one is due, as soon as its gradients are pending.
 
         :param optimizer: the one that is stepped, which may stand inside a wrapper that was given
         :return: the arguments that its step is to have in place of these
         """
-        self._applying = False
-        if self.last_epoch < 0 or self.last_epoch >= self.budget:
+        self._applying = self._closure_waits = False
+        self._past_end = self.last_epoch >= self.budget
+        if self.last_epoch < 0 or self._past_end:
             return None  # another scheduler's turn, or the end
         if self._pending:
             if self.last_epoch + 1 < self.budget:  # else another scheduler may have taken over
-                self._warn(
-                    "optimizer.step() came twice with no scheduler.step() between; the rates stay as they are until it "
-                    "is called. Call it after every optimizer.step(), not once an epoch.",
-                    stacklevel=6,  # through hook, optimizer and PyTorch's watch over the order of calls
-                )
+                self._warn(advice.NOT_STEPPED)
             return None
         count, before = len(self.optimizer.param_groups), len(self.base_lrs)
         if count < before:
@@ -247,46 +267,82 @@ class GNSScheduler(LRScheduler):
                 f"The optimizer has {count} parameter groups and its scheduler knows {before}; expected as many, or "
                 "more. Leave groups where they are, or make a new scheduler without them."
             )
-        args, kwargs, loss = with_closure_done(args, kwargs)
-        if isinstance(loss, Tensor | float):
-            self._add_loss("closure", loss)
+        if closure_of(args, kwargs) is None:
+            self._set_rates(optimizer)
+            return None
+
+        def decide(loss: Any) -> None:
+            self._closure_waits = False
+            if isinstance(loss, Tensor | float):
+                self._add_loss("closure", loss)
+            self._set_rates(optimizer)
+
+        self._closure_waits = True
+        return followed_by(args, kwargs, decide, at_once=isinstance(optimizer, torch.optim.LBFGS))
+
+    def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Decide, if it is time, and write the rates, unless there will be no update."""
         if without_gradient(optimizer):
-            return args, kwargs
-        core = self._run.core_of_update(self.optimizer, self.base_lrs, self.last_epoch)
-        for group, initial in zip(self.optimizer.param_groups[before:], core.initial_lrs[before:], strict=True):
+            return
+        core = self._run.core
+        if core is None:
+            core = self._begin(optimizer)
+        else:
+            if self._written is not None and self._written.changed(optimizer):
+                self._warn(advice.CHANGED_RATES)
+            core = self._run.keep_up(core)
+        known = len(self.base_lrs)
+        for group, initial in zip(optimizer.param_groups[known:], core.initial_lrs[known:], strict=True):
             group["initial_lr"] = initial
             self.base_lrs.append(initial)
         if left_out(optimizer):
-            return args, kwargs
+            return
         if core.decision_due:
             unscale(optimizer)
             if not self._run.decide():
-                return args, kwargs
+                return
         core.set_rates()
         self._note_rates()
+        self._written = WrittenRates(optimizer)
         self._applying = True
-        return args, kwargs
+
+    def _begin(self, optimizer: torch.optim.Optimizer) -> DecisionCore:
+        if any(other._run.begun and other.last_epoch < other.budget for other in others_on(optimizer, self)):
+            self._warn(advice.ANOTHER_SCHEDULER)
+        updating(optimizer)
+        make_own(optimizer)
+        if self._at_start and list(map(float, rates_of(optimizer))) != list(map(float, self.base_lrs)):
+            self._warn(advice.CHANGED_RATES)
+        return self._run.begin(optimizer, self.base_lrs, self.last_epoch)
 
     def _after_optimizer_step(self) -> None:
+        if self._closure_waits:
+            self._warn(advice.CLOSURE_LEFT)
+        self._closure_waits = False
         self._pending = self._pending or self._applying
         self._applying = False
 
-    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Take the graph from the first output, and the loss from those that have one."""
-        self._run.take_graph_of_forward(args, kwargs, output)
+    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, training: bool = True) -> None:
+        """Take the graph from the first output, best of one in training mode, and the loss from those that have one."""
+        run = self._run
+        if training and self._graph_of_evaluation and not run.begun:
+            run.graph = None
+        unknown = run.graph is None
+        run.take_graph_of_forward(args, kwargs, output)
+        self._graph_of_evaluation = not training and (unknown or self._graph_of_evaluation)
         loss = loss_in(output)
         if loss is not None:
             loss, share = loss.detach().mean(), is_share(kwargs)
-            self._add_loss("output", loss * self.shared_by if share and self.shared_by > 1 else loss, share)
+            loss = loss * self.shared_by if share and self.shared_by > 1 else loss
+            self._add_loss("output" if training else "evaluation", loss, share)
 
     def _begin_at_rates_found(self) -> None:
         """Begin at the rates that the optimizer has by now, if no update was made; for frameworks that look for one."""
         if not self._at_start:
             return
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, rates_of(self.optimizer), strict=True):
             initial_rate(rate, self.decision)
-            group["initial_lr"] = rate.clone() if isinstance(rate, Tensor) else rate
+            group["initial_lr"] = plain(rate)
         self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         self._note_rates()
 
@@ -306,22 +362,30 @@ class GNSScheduler(LRScheduler):
             "_last_lr": list(self._last_lr),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], total_steps: int | None = None) -> None:
         """Go on from a :meth:`state_dict`, whose budget, bounds and layer graph take the place of those given.
 
+        :param total_steps: number of updates T of the whole run, where it is another than it was begun with
         :raises InvalidSettingError: if it is of no such scheduler, of another policy, or of other parameter groups
         :raises LayerGraphError: if it is of another model
         :raises StateError: if it is damaged; nothing is changed then
         """
         require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
+        given = self.budget
         self._run.load_state_dict(state_dict)
         self._applying = False
         self._losses.clear()
+        self._written = None
         vars(self).update({name: state_dict[name] for name in _OWN_STATE})
+        if total_steps is not None:
+            self.budget = total_steps
+        elif self.budget != given:
+            self._warn(advice.OTHER_LENGTH, given=given, budget=self.budget, done=self.last_epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""
-        return {name: value for name, value in vars(self).items() if name != "_remove"} | {"_run": copy.copy(self._run)}
+        anew = {"_run": copy.copy(self._run), "_written": None, "_progress": Progress()}
+        return {name: value for name, value in vars(self).items() if name != "_remove"} | anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -338,10 +402,7 @@ class GNSScheduler(LRScheduler):
             self._losses.add(source, loss, share)
 
     def _note_rates(self) -> None:
-        rates = (group["lr"] for group in self.optimizer.param_groups)
-        self._last_lr = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+        self._last_lr = rates_of(self.optimizer)
 
-    def _warn(self, message: str, stacklevel: int) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=stacklevel)
+    def _warn(self, message: str, **numbers: int) -> None:
+        advice.warn_once(self._warned, message, **numbers)

@@ -11,17 +11,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from gns.deciding.config import DecisionConfig
+from gns.deciding.decision import losses_kept
 from gns.deciding.rate_control import Memory
 from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
 from gns.policy.files import shown
+from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain
 from gns.tools.history_files import checked_graph, checked_record
 
-LONGEST = 10**9  # updates of a budget
+LONGEST = 10**13  # updates of a budget
 _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "list[float]": (list, tuple)}
 
 
@@ -72,7 +74,7 @@ def require_sound(state: Mapping[str, Any], own: DecisionConfig) -> None:
 def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     budget = _whole(state["budget"], "budget", 1, LONGEST)
     decision = DecisionConfig(**state["decision"])
-    if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr) != own:
+    if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr) != few_enough(own, budget):
         raise ValueError("its decisions are not the policy's")
     interval = decision.interval(budget)
     _whole(state["last_epoch"], "last_epoch", -1, budget)
@@ -132,7 +134,7 @@ def _check_core(
     if len([_positive(rate, "initial_lrs") for rate in _list(core["initial_lrs"], "initial_lrs")]) != len(rates):
         raise ValueError("initial_lrs is of another number of parameter groups than base_lrs")
     if core["losses"] is not None:
-        _tensor(core["losses"], "losses", (interval,))
+        _tensor(core["losses"], "losses", (losses_kept(interval, interval),))
     elif memory.interval_updates:
         raise ValueError("losses of the interval are missing")
     if core["measured"] is not None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 Cell = str | int
+LONGEST = 2000  # characters of one text that are shown
+LISTED = 1000  # rows of one table that are printed
 
 
 def print_line(text: str = "") -> None:
@@ -18,19 +20,30 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell
 
     :param title: what the rows are
     :param columns: heading of each column; all empty: a list of names and values, without headings
-    :param rows: one value a column
+    :param rows: one value a column; the first :data:`LISTED` are printed
     """
+    left_out, rows = len(rows) - LISTED, rows[:LISTED]
     cells = [[f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in row] for row in rows]
     numbers = [bool(rows) and all(isinstance(row[place], int) for row in rows) for place in range(len(columns))]
     if sys.stdout.isatty():
         _print_rich(title, columns, cells, numbers)
     else:
         _print_plain(title, columns, cells, numbers)
+    if left_out > 0:
+        print_line(f"{left_out:,} further rows are left out.")
 
 
-def printable(text: str) -> str:
-    """Return text with control characters escaped: names and values may come from a file of anyone's making."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def printable(text: str, most: int = LONGEST) -> str:
+    """Return text that can be shown: control characters are escaped, a long text is cut and its length is given.
+
+    Names and values may come from a file of anyone's making.
+
+    :param most: characters that are shown
+    """
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most]
+    )
+    return escaped if len(text) <= most else f"{escaped}... ({len(text):,} characters)"
 
 
 def _print_plain(title: str, columns: Sequence[str], cells: list[list[str]], numbers: list[bool]) -> None:

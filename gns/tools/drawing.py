@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gns.graph.layer_graph import NODE_TYPES, LayerGraph
+from gns.tools.console import printable
+
+if TYPE_CHECKING:
+    from gns.graph.layer_graph import LayerGraph
 
 # Okabe and Ito's colours, told apart in every common form of colour blindness; one a node type.
-TYPE_COLOURS = dict(
-    zip(NODE_TYPES, ["#0072B2", "#E69F00", "#8C8C8C", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True)
-)
+TYPE_COLOURS = {
+    "linear": "#0072B2",
+    "conv": "#E69F00",
+    "norm": "#8C8C8C",
+    "embedding": "#009E73",
+    "attention": "#CC79A7",
+    "recurrent": "#D55E00",
+    "other": "#56B4E9",
+}
+
+DPI = 120  # of pictures that are written
+MAX_PIXELS = 16_000_000  # of one picture
+MAX_INCHES = 100.0  # of either side of a picture of a graph
+LONGEST_LABEL = 60  # characters of a name beside a node
+ARROWS = 1000  # edges beyond these are drawn as plain lines, which takes a fraction of the time
+
+
+def dpi_within_budget(figure: Any) -> float:
+    """Return the dots per inch of a picture: :data:`DPI`, fewer where it would have over :data:`MAX_PIXELS` pixels."""
+    width, height = figure.get_size_inches()
+    return float(min(DPI, (MAX_PIXELS / (width * height)) ** 0.5, 60_000 / max(width, height)))
 
 
 def draw_layer_graph(
@@ -47,13 +68,16 @@ def draw_layer_graph(
         names, edges, depths = list(graph.names), graph.edges, graph.depths
         sizes = np.array(graph.sizes, dtype=float)
         colours = [TYPE_COLOURS[kind] for kind in graph.types]
-        used = [kind for kind in NODE_TYPES if kind in graph.types]
-    labels = _without_common_prefix(names) if len(names) <= max_labels else [""] * len(names)
+        used = [kind for kind in TYPE_COLOURS if kind in graph.types]
+    labels = [""] * len(names)
+    if len(names) <= max_labels:
+        labels = [printable(name, LONGEST_LABEL) for name in _without_common_prefix(names)]
     rows, row_sizes = np.unique(depths, return_counts=True)
     if axis is None:
         # Each node has its label to its right: room for the longest one beside every node of the widest row.
         width = 1.5 + row_sizes.max() * (0.4 + 0.062 * max(len(name) for name in labels))
-        _, axis = plt.subplots(figsize=(max(4.0, width), max(3.0, 0.45 * len(rows))), layout="constrained")
+        size = min(max(4.0, width), MAX_INCHES), min(max(3.0, 0.45 * len(rows)), MAX_INCHES)
+        _, axis = plt.subplots(figsize=size, layout="constrained")
     drawing = nx.DiGraph()
     drawing.add_nodes_from(range(len(names)))
     drawing.add_edges_from((int(a), int(b)) for a, b in edges.T)
@@ -61,9 +85,9 @@ def draw_layer_graph(
     radius = 60 + 90 * (np.log10(np.maximum(sizes, 1)) / max(np.log10(max(sizes.max(), 10)), 1))
     shades: dict[str, Any] = {"node_color": colours} if values is None else {"node_color": values, "cmap": "viridis"}
     nodes = nx.draw_networkx_nodes(drawing, positions, ax=axis, node_size=radius, edgecolors="black", **shades)
-    nx.draw_networkx_edges(
-        drawing, positions, ax=axis, node_size=radius, arrowsize=9, width=0.8, connectionstyle="arc3,rad=0.12"
-    )
+    arrows = {"arrowsize": 9, "node_size": radius, "connectionstyle": "arc3,rad=0.12"}
+    few = drawing.number_of_edges() <= ARROWS
+    nx.draw_networkx_edges(drawing, positions, ax=axis, width=0.8, arrows=few, **(arrows if few else {}))
     for number, name in enumerate(labels):
         axis.annotate(
             name, positions[number], (8, 0), textcoords="offset points", va="center", fontsize=7, parse_math=False

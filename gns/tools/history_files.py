@@ -1,11 +1,8 @@
-"""A run's history as JSON, and back. Nothing is unpickled; a file of anyone's making is checked before it is used."""
+"""A run's history read back from JSON. Nothing is unpickled; a file of anyone's making is checked before it is used."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,44 +14,16 @@ from gns.errors import GNSError, StateError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph
 from gns.policy.files import parse_json, shown
-from gns.scheduler.history import DecisionRecord, RunHistory
-from gns.scheduler.state import graph_from_plain, plain_graph
+from gns.scheduler.history import FILE, FORMAT, VERSION, DecisionRecord, RunHistory
+from gns.scheduler.state import graph_from_plain
 
-FORMAT, VERSION = "gns-history", 1
-FILE = "history.json"
 MAX_BYTES = 256 * 2**20
-
-
-def save_history(history: RunHistory, path: str | Path) -> Path:
-    """Write a history as JSON and return the file, which is there whole or not at all.
-
-    :param path: the file; a folder that is there gets ``history.json``
-    :raises OutOfOrderError: if nothing is recorded
-    :raises OSError: if it cannot be written
-    """
-    history.require_records()
-    path = Path(path)
-    if path.is_dir():
-        path = path / FILE
-    plain = {
-        "format": FORMAT,
-        "version": VERSION,
-        "budget": history.budget,
-        "decision": asdict(history.decision),
-        "initial_lrs": list(history.initial_lrs),
-        "records": [asdict(record) for record in history.records],
-        "graph": None if history.graph is None else plain_graph(history.graph),
-        # float32 written with 9 digits is read back to the last bit
-        "layers": [[number, [[float(f"{x:.9g}") for x in row] for row in v]] for number, v in history.layers.items()],
-    }
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+MAX_COUNT = 10**15  # updates of a budget, or numbers of a parameter
+MAX_RECORDS, MAX_GROUPS = 100_000, 10_000
 
 
 def load_history(path: str | Path) -> RunHistory:
-    """Return the history in a file that :func:`save_history` wrote.
+    """Return the history in a file that :meth:`gns.scheduler.history.RunHistory.save` wrote.
 
     :param path: the file, or a folder with ``history.json``
     :raises StateError: if there is none, or it is damaged
@@ -101,9 +70,10 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     budget = _whole(plain["budget"], "budget")
     decision = DecisionConfig(**plain["decision"])
     decision.interval(budget)
+    for name, most in (("records", MAX_RECORDS), ("initial_lrs", MAX_GROUPS)):
+        if not isinstance(plain[name], list) or not 0 < len(plain[name]) <= most:
+            raise ValueError(f"{name} is {shown(plain[name])}, and no list of 1 to {most:,}")
     records = tuple(checked_record(record, budget) for record in plain["records"])
-    if not records:
-        raise ValueError("it has no records")
     if any(one.update > other.update for one, other in pairwise(records)):
         raise ValueError("its records are not in order")
     graph = None if plain["graph"] is None else checked_graph(plain["graph"])
@@ -132,7 +102,8 @@ def checked_graph(plain: dict[str, Any]) -> LayerGraph:
         raise ValueError("names or types of its layers are none")
     if not len(graph.types) == len(graph.parameters) == len(graph.depths) == count > 0:
         raise ValueError("its layer graph has lists of different lengths")
-    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not np.isfinite(graph.depths).all():
+    depths = graph.depths
+    if len(graph.tensor_sizes) != sum(map(len, graph.parameters)) or not ((depths >= 0) & (depths <= 1)).all():
         raise ValueError("sizes or depths of its layers are none")
     for size in graph.tensor_sizes:
         _whole(size, "the size of a parameter")
@@ -153,6 +124,8 @@ def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:
         value = getattr(record, name)
         if not (name == "scale" and value is None) and _finite(value, name) <= 0.0:
             raise ValueError(f"{name} is {shown(value)}")
+    if not isinstance(record.features, dict):
+        raise ValueError(f"features of a record are {shown(record.features)}")
     for value in (record.action, record.loss, *record.features.values()):
         if value is not None:
             _finite(value, "a figure of a record")
@@ -164,6 +137,8 @@ def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:
 def _whole(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} is {shown(value)}")
+    if value > MAX_COUNT:
+        raise ValueError(f"{name} is {shown(value)}, and {MAX_COUNT:,} is the most")
     return value
 
 

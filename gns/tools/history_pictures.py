@@ -9,11 +9,12 @@ import numpy as np
 
 from gns.errors import InvalidSettingError
 from gns.features.schemas import get_schema
+from gns.tools.console import printable
+from gns.tools.drawing import LONGEST_LABEL, dpi_within_budget
 
 if TYPE_CHECKING:
     from gns.scheduler.history import RunHistory
 
-DPI = 120
 _RATE, _ROLLBACK, _LOSS = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's
 _LABELLED = 60  # layers that a heat map names
 
@@ -64,7 +65,8 @@ def draw_layers(history: RunHistory, path: str | Path | None, feature: str) -> A
     edges = np.append(updates, max(end, updates[-1] + 1))
     image = axis.pcolormesh(edges, np.arange(len(values) + 1), values, cmap="viridis")
     step = -(-len(values) // _LABELLED)
-    axis.set_yticks(np.arange(0, len(values), step) + 0.5, list(graph.names)[::step], fontsize=7, parse_math=False)
+    names = [printable(name, LONGEST_LABEL) for name in graph.names[::step]]
+    axis.set_yticks(np.arange(0, len(values), step) + 0.5, names, fontsize=7, parse_math=False)
     axis.invert_yaxis()
     axis.set_xlabel("update")
     for record in history.records:
@@ -100,7 +102,7 @@ def _finished(figure: Any, path: str | Path | None) -> Any:
     from matplotlib import pyplot as plt
 
     try:
-        figure.savefig(path, dpi=DPI)
+        figure.savefig(path, dpi=dpi_within_budget(figure))
     except (OSError, ValueError) as error:
         raise InvalidSettingError(
             f"The picture cannot be written to {path} ({error}); expected a file such as run.png, in a folder that is "

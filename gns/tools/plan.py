@@ -16,6 +16,7 @@ from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
 from gns.scheduler.policy_source import BUNDLED
 from gns.tools.console import print_line, print_table
+from gns.tools.drawing import dpi_within_budget
 from gns.tools.inspect_policy import decision_rule
 
 _SGDM_MOMENTUM = 0.9
@@ -149,7 +150,7 @@ def save_picture(graph: LayerGraph, path: str, blocks: bool) -> None:
 
     axis = graph.plot(level="block" if blocks else "layer")
     try:
-        axis.figure.savefig(path, dpi=120)
+        axis.figure.savefig(path, dpi=dpi_within_budget(axis.figure))
     except (OSError, ValueError) as error:
         raise InvalidSettingError(f"--png is {path!r} and cannot be written ({error}); give another file.") from error
     finally:

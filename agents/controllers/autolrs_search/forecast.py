@@ -18,17 +18,36 @@ _SCANNED, _REFINED = 60, 40
 _FLATTEST = 0.1  # smallest |b| times the length of the series: a candidate trains a tenth of its stage
 
 
-def denoise(losses: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return a series smoothed by a least-squares quadratic spline, outliers of its first half left out.
+def denoise(losses: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a series smoothed by a least-squares quadratic spline, and the standard deviation of its noise.
 
-    Ten passes each drop those of the 3 % of entries furthest from the spline that lie in the first half; of a series
-    too short for 3 % of it to be an entry, one pass drops one. The second half, where the forecast starts, stays whole.
-    The knots halve the series, then its first half, and so on, as losses bend most at the start.
+    Outliers of the first half are left out: ten passes each drop those of the 3 % of entries furthest from the spline
+    that lie there; of a series too short for 3 % of it to be an entry, one pass drops one. The second half, where the
+    forecast starts, stays whole. The knots halve the series, then its first half, and so on, as losses bend most at the
+    start.
 
     :param losses: series (n,); non-finite entries are replaced by the spline
-    :return: float64 (n,); NaN throughout if no entry is finite
+    :return: float64 (n,), NaN throughout if no entry is finite, and the deviation
     """
-    return _smoothed(_finite_or_nan(losses))[0]
+    values = _finite_or_nan(losses)
+    positions = np.flatnonzero(~np.isnan(values))
+    if len(positions) == 0:
+        return values, 0.0
+    kept, series = positions.astype(float), values[positions]
+    scale = float(np.abs(series).max()) or 1.0
+    series = series / scale
+    share, middle = round(_DROPPED * len(kept)), (len(values) - 1) / 2
+    for _ in range(_PASSES if share else 1):
+        distance = np.abs(series - _spline(kept, series, kept))
+        drop = np.argsort(distance, kind="stable")[-max(share, 1) :]
+        drop = drop[kept[drop] < middle]
+        if len(kept) - len(drop) < _POINTS_A_PIECE:
+            break
+        kept, series = np.delete(kept, drop), np.delete(series, drop)
+    squares = float(np.square(series - _spline(kept, series, kept)).sum())
+    free = len(kept) - 3 - len(_knots(kept))
+    noise = math.sqrt(squares / free) if free > 0 else 0.0
+    return _spline(kept, series, np.arange(len(values), dtype=float)) * scale, noise * scale
 
 
 def fit_exponential(losses: Sequence[float] | np.ndarray, tolerance: float = 0.0) -> tuple[float, float, float]:
@@ -77,7 +96,7 @@ def forecast(losses: Sequence[float] | np.ndarray, horizon: float, caution: floa
     values = _finite_or_nan(losses)
     if len(values) == 0 or math.isnan(values[-1]) or np.isnan(values).mean() > 0.5:
         return math.inf
-    smooth, noise = _smoothed(values)
+    smooth, noise = denoise(values)
     a, b, c = fit_exponential(smooth, (caution * noise) * (caution * noise))
     loss = a * math.exp(b * horizon) + c
     return loss if math.isfinite(loss) else math.inf
@@ -87,28 +106,6 @@ def _finite_or_nan(losses: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.array(losses, dtype=float).reshape(-1)
     values[~np.isfinite(values)] = np.nan
     return values
-
-
-def _smoothed(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return :func:`denoise` of a series with NaN for what is not finite, and the noise's standard deviation."""
-    positions = np.flatnonzero(~np.isnan(values))
-    if len(positions) == 0:
-        return values, 0.0
-    kept, series = positions.astype(float), values[positions]
-    scale = float(np.abs(series).max()) or 1.0
-    series = series / scale
-    share, middle = round(_DROPPED * len(kept)), (len(values) - 1) / 2
-    for _ in range(_PASSES if share else 1):
-        distance = np.abs(series - _spline(kept, series, kept))
-        drop = np.argsort(distance, kind="stable")[-max(share, 1) :]
-        drop = drop[kept[drop] < middle]
-        if len(kept) - len(drop) < _POINTS_A_PIECE:
-            break
-        kept, series = np.delete(kept, drop), np.delete(series, drop)
-    squares = float(np.square(series - _spline(kept, series, kept)).sum())
-    free = len(kept) - 3 - len(_knots(kept))
-    noise = math.sqrt(squares / free) if free > 0 else 0.0
-    return _spline(kept, series, np.arange(len(values), dtype=float)) * scale, noise * scale
 
 
 def _knots(x: np.ndarray) -> list[float]:

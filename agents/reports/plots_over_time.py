@@ -1,7 +1,4 @@
-"""What happened during the runs, for the HTML report: the rates that were taken, and the losses they led to below them.
-
-Both plots have the share of the budget spent on the same horizontal axis, in the same place.
-"""
+"""Plots of learning rates and of training losses over the share of the budget spent, on the same horizontal axis."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation.mean_paths import geometric_mean, log_losses, log_rates, progress_of
-from agents.evaluation.protocol import SETTING, Evaluation
-from agents.reports.html_plots import BOTTOM, LEFT, RIGHT, TOP, Axis, Look, Plot, Series, path_of, setting_of
+from agents.evaluation.results import Evaluation, Setting
 from agents.reports.html_tables import Column, Table, number
+from agents.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Axis, Look, Plot, Series
 
 _POINTS = 60  # of a path, at most
 _SHARES = {"first update": 0.0, "a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "at 95 %": 0.95}
@@ -44,13 +41,12 @@ class _Curve:
         return float(self.values[int(share * (len(self.values) - 1))]) if len(self.values) else math.nan
 
 
-def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look], points: int = _POINTS) -> Plot:
+def rate_paths(evaluation: Evaluation, setting: Setting, style: dict[str, Look], points: int = _POINTS) -> Plot:
     """Learning rate over progress, geometric mean over seeds: tuned controllers at their rate, others from each.
 
-    :param runs: of one setting
     :param points: of a path, at most
     """
-    curves = _curves(runs, evaluation, log_rates(evaluation, runs))
+    curves = _curves(evaluation, setting, log_rates(evaluation, evaluation.runs_of(setting)))
     shown = [v for c in curves for t, v in zip(c.progress, c.values, strict=True) if t < 0.95 and v > 0]
     y_axis = Axis(0.7 * min(shown, default=1e-4), 1.4 * max(shown, default=1e-1), BOTTOM, TOP)
     # Once a rate has fallen below the plot its line ends there.
@@ -66,23 +62,22 @@ def rate_paths(runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look
         y_axis.ticks(),
         _series(curves, places, y_axis, style),
         _halfway(curves, "the rate", ".2g"),
-        _figures(f"{title}: {setting_of(runs)}", curves),
+        _figures(f"{title}: {setting.title}", curves),
         "Schedules from their tuned rate, policies from each initial rate.",
     )
 
 
 def training_losses(
-    runs: pd.DataFrame, evaluation: Evaluation, style: dict[str, Look], points: int = _POINTS
+    evaluation: Evaluation, setting: Setting, style: dict[str, Look], points: int = _POINTS
 ) -> Plot | None:
     """Loss of the training batches over progress, geometric mean over seeds, of the runs that :func:`rate_paths` shows.
 
-    :param runs: of one setting
     :param points: of a path, at most
     :return: None where the losses are not known
     """
     if not evaluation.losses:
         return None
-    curves = _curves(runs, evaluation, log_losses(evaluation, runs))
+    curves = _curves(evaluation, setting, log_losses(evaluation, evaluation.runs_of(setting)))
     shown = [value for curve in curves for value in curve.values if 0 < value < math.inf]
     firsts = [curve.at(0.0) for curve in curves if 0 < curve.at(0.0) < math.inf]
     if not firsts:
@@ -102,26 +97,23 @@ def training_losses(
         y_axis.ticks(),
         _series(curves, places, y_axis, style),
         _halfway(curves, "the training loss", ".3g"),
-        _figures(f"{title}: {setting_of(runs)}", curves),
+        _figures(f"{title}: {setting.title}", curves),
         note,
     )
 
 
-def _curves(runs: pd.DataFrame, evaluation: Evaluation, logs: np.ndarray) -> list[_Curve]:
+def _curves(evaluation: Evaluation, setting: Setting, logs: np.ndarray) -> list[_Curve]:
     """Return geometric means over seeds: tuned controllers at their rate, others from each.
 
     :param logs: logarithms by run and point, NaN where a run had ended: float (runs, points)
     """
-    tuned = evaluation.tuned.set_index([*SETTING, "controller"]).tuned_lr
-    progress = progress_of(evaluation, runs)
-    places = pd.Series(range(len(runs)), runs.index)
+    runs = evaluation.runs_of(setting)
+    progress, places = progress_of(evaluation, runs), pd.Series(range(len(runs)), runs.index)
     found = []
-    for name, own in runs.groupby("controller", sort=False):
-        key = (*own[SETTING].iloc[0], name)
-        for start in [float(tuned[key])] if key in tuned.index else sorted(own.initial_lr.unique()):
-            part = logs[places[own.index[own.initial_lr == start]]]
-            words = str(name) if name in evaluation.own_rates else f"{name} from {start:.2g}"
-            found.append(_Curve(str(name), float(start), words, progress, geometric_mean(part)))
+    for name in map(str, runs.controller.unique()):
+        for start, own in evaluation.counted(setting, name).groupby("initial_lr"):
+            words = name if name in evaluation.own_rates else f"{name} from {start:.2g}"
+            found.append(_Curve(name, float(start), words, progress, geometric_mean(logs[places[own.index]])))
     return found
 
 
@@ -132,10 +124,10 @@ def _series(
 
     :param places: numbers of the points of each curve that are drawn
     """
-    lines: dict[str, list[tuple[str, str]]] = {}
+    lines: dict[str, list[tuple[list[tuple[float, float]], str]]] = {}
     for curve, numbers in zip(curves, places, strict=True):
         points = [(_PROGRESS.place(curve.progress[i]), y_axis.place(curve.values[i])) for i in numbers]
-        lines.setdefault(curve.name, []).append((path_of(points) if points else "", curve.words))
+        lines.setdefault(curve.name, []).append((points, curve.words))
     return [Series(style[name], own) for name, own in lines.items()]
 
 
