@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
@@ -16,6 +18,8 @@ from gns.features.statistics import counted_losses
 # What a run that stays where it began is told by; measured, see docs/scheduler.md.
 _DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER, _LEARNED = 2, 4, 0.1, 0.2, 4.0, 0.02, 0.2
 _STEEPER = 20.0
+_LARGEST_SNAPSHOT = 2**30  # bytes
+_logger = logging.getLogger("gns.scheduler.scheduler")  # the name that its users know
 
 
 class Judgement(Enum):
@@ -56,6 +60,22 @@ class GuardConfig:
             raise InvalidSettingError(f"cut is {self.cut}; expected a factor between 0 and 1.")
         if self.max_rollbacks < 0:
             raise InvalidSettingError(f"max_rollbacks is {self.max_rollbacks}; expected 0 or more.")
+
+
+def guard_for(model: nn.Module) -> GuardConfig | None:
+    """Return the guard of a run that was given none: one in memory, unless its snapshot might take more than 1 GiB."""
+    held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    # Of trained parameters two momenta besides, as Adam has; a sharded one is counted whole, alike on all ranks.
+    size = sum(t.numel() * t.element_size() * (3 if t.requires_grad else 1) for t in held)
+    if size <= _LARGEST_SNAPSHOT:
+        return GuardConfig()
+    _logger.warning(
+        "No guard against divergence: a snapshot of %s might take %.1f GiB. Give guard=GuardConfig() to keep it in "
+        "memory all the same, guard=GuardConfig(folder=...) to keep it on disk, or guard=None to do without.",
+        type(model).__name__,
+        size / 2**30,
+    )
+    return None
 
 
 @dataclass

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gns.deciding.decision import DecisionConfig, DecisionCore
-from gns.deciding.guard import GuardConfig, Judgement, Watch
+from gns.deciding.guard import GuardConfig, Judgement, Watch, guard_for
 from gns.deciding.guarded_run import GuardedRun
-from gns.errors import LayerGraphError, StateError
+from gns.errors import LayerGraphError
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
@@ -24,12 +24,17 @@ from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
-from gns.scheduler.state import graph_from_plain, graph_of_first_rank, on_device_of, plain_graph
+from gns.scheduler.state import (
+    graph_from_plain,
+    graph_of_first_rank,
+    on_device_of,
+    plain_graph,
+    require_state_of_its_parameters,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_LARGEST_SNAPSHOT = 2**30  # bytes
 _logger = logging.getLogger("gns.scheduler.scheduler")  # the name that its users know
 
 
@@ -358,39 +363,6 @@ class ScheduledRun:
 
     def _state_of_core(self) -> dict[str, Any] | None:
         return self.core.state_dict() if self.core is not None else self._core_state
-
-
-def guard_for(model: nn.Module) -> GuardConfig | None:
-    """Return the guard of a run that was given none: one in memory, unless its snapshot might take more than 1 GiB."""
-    held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    # Of trained parameters two momenta besides, as Adam has; a sharded one is counted whole, alike on all ranks.
-    size = sum(t.numel() * t.element_size() * (3 if t.requires_grad else 1) for t in held)
-    if size <= _LARGEST_SNAPSHOT:
-        return GuardConfig()
-    _logger.warning(
-        "No guard against divergence: a snapshot of %s might take %.1f GiB. Give guard=GuardConfig() to keep it in "
-        "memory all the same, guard=GuardConfig(folder=...) to keep it on disk, or guard=None to do without.",
-        type(unwrap(model)).__name__,
-        size / 2**30,
-    )
-    return None
-
-
-def require_state_of_its_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Pass an optimizer whose momenta have the shapes of its parameters, which PyTorch does not check on loading.
-
-    :raises StateError: on any other
-    """
-    for name, parameter in model.named_parameters():
-        for key in ("momentum_buffer", "exp_avg"):
-            momentum = optimizer.state.get(parameter, {}).get(key)
-            if isinstance(momentum, Tensor) and momentum.shape != parameter.shape:
-                raise StateError(
-                    f"The optimizer's {key} of {name} has shape {tuple(momentum.shape)} and the parameter "
-                    f"{tuple(parameter.shape)}: its state was loaded in another order of parameters. Expected that "
-                    "of the run that saved it: make the optimizer before the model is pruned or changed otherwise, if "
-                    "that run did, or afterwards."
-                )
 
 
 def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
