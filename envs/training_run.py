@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from envs.data_order import DataOrder
-from envs.tasks.base import Split, Task
+from envs.passes import Figures, autocast, evaluate_split, in_mode
+from envs.random_numbers import random_state, seeded_random_state, set_random_state
+from envs.tasks.base import Task
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError, require_positive
 from gns.graph.layer_groups import parameter_groups
 
@@ -23,26 +25,6 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True),
 }
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What an evaluation found.
-
-    :param loss: mean loss over the examples
-    :param metrics: the task's metrics by name, the first of them its metric
-    :param predictions: the (collected) outputs of all examples, in the order of the split: tensor (N, ...). They take
-        memory as long as these figures are kept
-    """
-
-    loss: float
-    metrics: dict[str, float]
-    predictions: Tensor | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def metric(self) -> float:
-        """The task's metric."""
-        return next(iter(self.metrics.values()))
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,7 @@ class TrainingRun:
         data = task.training_data()
         self._train, self._reward = data.train.to(self.device), data.reward.to(self.device)
         seed = int(seed)
-        self._random_state = _seeded_random_state(seed, self.device)
+        self._random_state = seeded_random_state(seed, self.device)
         with self._own_random_numbers():
             self.model = task.new_model().to(self.device).train()
         make_optimizer = make_optimizer or OPTIMIZERS[optimizer]
@@ -382,17 +364,17 @@ class TrainingRun:
             try:
                 yield
             finally:
-                _set_random_state(before, self.device)
+                set_random_state(before, self.device)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        outside = _random_state(self.device)
-        _set_random_state(self._random_state, self.device)
+        outside = random_state(self.device)
+        set_random_state(self._random_state, self.device)
         try:
             yield
         finally:
-            self._random_state = _random_state(self.device)
-            _set_random_state(outside, self.device)
+            self._random_state = random_state(self.device)
+            set_random_state(outside, self.device)
 
 
 def _copied(value: Any) -> Any:
@@ -402,69 +384,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
-
-
-def autocast(task: Task, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context that forward passes of a task run under; it does nothing at precision ``float32``."""
-    if task.precision == "float32":
-        return nullcontext()
-    dtype = torch.float16 if task.precision == "float16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype)
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode, and every module's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.train(training)
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
-
-
-@torch.no_grad()
-def evaluate_split(model: nn.Module, task: Task, split: Split, chunk: int | None = None) -> Figures:
-    """Return mean loss and metrics of a model on a split, in evaluation mode; every module's mode is put back.
-
-    :param chunk: examples a forward pass; None: what the task says
-    """
-    rows = torch.arange(len(split)) if split.lengths is None else split.lengths.argsort(stable=True)
-    collected, losses = [], []
-    with in_mode(model, training=False):
-        for part in rows.split(chunk or task.evaluation_batch_size):
-            inputs, targets = split.batch(part)
-            with autocast(task, split.inputs.device):
-                outputs = model(task.prepare(inputs, False))
-                loss = task.loss(outputs, targets)
-            losses.append(loss.double() * (len(part) / len(rows)))
-            collected.append(task.collect(outputs))
-    joined: Any = collected[0] if len(collected) == 1 else torch.cat(collected)
-    if split.lengths is not None:
-        joined = joined[rows.argsort().to(joined.device)]
-    if joined.dtype in (torch.bfloat16, torch.float16):
-        joined = joined.float()
-    metrics = {name: float(metric(joined, split)) for name, metric in task.metrics.items()}
-    return Figures(float(torch.stack(losses).sum()), metrics, joined)
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def _seeded_random_state(seed: int, device: torch.device) -> list[Tensor]:
-    """Random state that ``torch.manual_seed(seed)`` sets, without touching the global one."""
-    states = [torch.Generator().manual_seed(seed).get_state()]
-    if device.type == "cuda":
-        states.append(torch.Generator(device).manual_seed(seed).get_state())
-    return states

@@ -13,12 +13,12 @@ from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, TrainingRun, get_task
 from envs.data_order import group_by_length
+from envs.passes import evaluate_split
 from envs.tasks import glue
 from envs.tasks.base import Split
 from envs.tasks.hub import load_hub_dataset
 from envs.tasks.pretrained import load_tokenizer, locate
 from envs.tasks.report import load_test_split
-from envs.training_run import evaluate_split
 from gns import DecisionConfig, GuardConfig, UnknownNameError
 
 # Sentences, classes (1: scores) and metrics of the benchmark, as published.

@@ -12,9 +12,9 @@ from minilm import bert_folder, roberta_folder
 from safetensors.torch import load_file
 
 from envs import EnvConfig, LearningRateEnv, TrainingRun, get_task
+from envs.passes import evaluate_split
 from envs.tasks import TrainingData, pretrained, text
 from envs.tasks.text import SequenceClassifier, build_encoder
-from envs.training_run import evaluate_split
 from gns import DecisionConfig, GNSPolicy, PolicyConfig, layer_graph
 
 CLASSIFIER = "AutoModelForSequenceClassification"

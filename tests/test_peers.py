@@ -11,7 +11,8 @@ from plain_loop import same_state, small_task
 from agents.controllers import make_controller
 from agents.controllers.peers import MissingPackageError
 from envs.learning_rate_env import Episode
-from envs.training_run import TrainingRun, evaluate_split
+from envs.passes import evaluate_split
+from envs.training_run import TrainingRun
 
 BUDGET = 60
 

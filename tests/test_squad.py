@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, get_task
+from envs.passes import evaluate_split
 from envs.tasks import squad
 from envs.tasks.hub import load_hub_dataset
 from envs.tasks.pretrained import load_tokenizer, locate
 from envs.tasks.report import load_test_split
 from envs.tasks.squad import Questions, answers, best_spans, exact_match, span_loss, word_f1
-from envs.training_run import evaluate_split
 from gns import DecisionConfig, InvalidSettingError
 
 BERT, ROBERTA = squad.ENCODER, "FacebookAI/roberta-base"

@@ -18,10 +18,11 @@ from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, Task, TrainingRun, get_task, known_tasks
 from envs.data_order import group_by_length
 from envs.learning_rate_env import Episode
+from envs.passes import evaluate_split
 from envs.tasks import Split, TrainingData, base
 from envs.tasks.base import FROM_SCRATCH, PRECISIONS
 from envs.tasks.report import load_test_split
-from envs.training_run import OPTIMIZERS, evaluate_split
+from envs.training_run import OPTIMIZERS
 from gns import DecisionConfig, InvalidSettingError, UnknownNameError
 from gns.graph.layer_graph import layer_graph
 

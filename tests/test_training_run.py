@@ -10,7 +10,7 @@ from plain_loop import plain_run, same_state, small_task
 from torch import nn
 
 from envs import EnvConfig, LearningRateEnv, TrainingRun, get_task
-from envs.training_run import evaluate_split
+from envs.passes import evaluate_split
 from gns import DecisionConfig, GuardConfig, InvalidSettingError, UnknownNameError
 
 RATES = {"sgd": 0.1, "sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}

@@ -7,10 +7,10 @@ import torch
 from conformance import conformance_task
 
 from envs import TrainingRun
+from envs.passes import evaluate_split
 from envs.tasks import Split, get_task
 from envs.tasks.report import load_test_split
 from envs.tasks.vae import VAE, VAEOutputs, elbo_loss, join_outputs, kl_nats, prepare_pixels, reconstruction_nats
-from envs.training_run import evaluate_split
 
 
 def small_vae(seed: int = 0) -> VAE:

@@ -217,15 +217,7 @@ def evaluate(
         if not jobs:
             break
         run(jobs)
-    evaluation = Evaluation(
-        runs_frame(rows),
-        tune(rows_of(runs_frame(rows), tuned)),
-        paths=[],
-        higher_is_better={task.name: task.higher_is_better for task in tasks},
-        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
-        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
-        percents=percents,
-    )
+    evaluation = _tuned(runs_frame(rows), controllers, tasks, percents)
     jobs = []
     for setting in settings if apart is not fresh else ():
         for controller in tuned:
@@ -245,6 +237,21 @@ def evaluate(
         losses=[row["losses"] for row in rows],
         failures={number: row["failed"] for number, row in enumerate(rows) if "failed" in row},
         trivial={task.name: trivial_loss(task) for task in tasks} if report else {},
+    )
+
+
+def _tuned(
+    runs: pd.DataFrame, controllers: Sequence[Controller], tasks: Sequence[Task], percents: dict[tuple[str, int], float]
+) -> Evaluation:
+    """Return what is known once rates are tuned, but for paths and losses."""
+    return Evaluation(
+        runs,
+        tune(rows_of(runs, [controller for controller in controllers if controller.tuned])),
+        paths=[],
+        higher_is_better={task.name: task.higher_is_better for task in tasks},
+        references=frozenset(controller.name for controller in controllers if controller.is_schedule),
+        own_rates=frozenset(controller.name for controller in controllers if controller.own_rate),
+        percents=percents,
     )
 
 

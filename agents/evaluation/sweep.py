@@ -18,8 +18,8 @@ from agents.training.resuming import CheckpointConfig, Resuming
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from envs.memory import out_of_memory
+from envs.passes import evaluate_split
 from envs.tasks import Split, Task
-from envs.training_run import evaluate_split
 from gns.errors import InvalidSettingError
 
 PATH_POINTS = 100  # points of a rate path that are kept

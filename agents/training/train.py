@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
 from agents.evaluation.protocol import require_different_names
@@ -21,7 +22,15 @@ from agents.runtime.stopping import StopRequest
 from agents.trackers import Tracker
 from agents.training.choosing import Validation, ValidationConfig
 from agents.training.kinds import kinds_of
-from agents.training.ppo import PPOConfig, begin_with, export_policy, make_ppo, make_vec_env, single_thread
+from agents.training.ppo import (
+    PPOConfig,
+    TaskReturnScaling,
+    begin_with,
+    export_policy,
+    make_ppo,
+    make_vec_env,
+    single_thread,
+)
 from agents.training.resuming import (
     CheckpointConfig,
     Resuming,
@@ -132,74 +141,38 @@ def train(
     tunes = bool(config.baseline.controllers) and known is None
     with stop.at_once() if stop is not None and tunes else nullcontext():
         reference = ScheduleReference(tasks, config.env, config.baseline, config.workers, config.engine, known, tuning)
-    decision, decisions = config.env.decision, config.env.usual_decisions(tasks)
+    decisions = config.env.usual_decisions(tasks)
+    agent = config.agent
     venv = make_vec_env(
-        list(tasks),
-        config.env,
-        config.agent.num_envs,
-        config.workers,
-        config.seed,
-        config.agent.together,
-        config.engine,
+        list(tasks), config.env, agent.num_envs, config.workers, config.seed, agent.together, config.engine
     )
     kinds = kinds_of(tasks, config.env, config.initial_policy)
     try:
-        model = make_ppo(venv, config.agent, decisions, config.seed)
+        model = make_ppo(venv, agent, decisions, config.seed)
         if config.initial_policy is not None and state is None:
-            begin_with(model, config.initial_policy, decision)
+            begin_with(model, config.initial_policy, config.env.decision)
         model.set_logger(Logger(folder=None, output_formats=tracker.writers()))
-
-        def export() -> GNSPolicy:
-            details = _about(tasks, config, watch) | dict(about or {})
-            return export_policy(model, config.env, config.agent, details, kinds)
-
-        def everything() -> dict[str, Any]:
-            return {
-                "agent": agent_state(model),
-                "environments": venv.state_dict(),
-                "random": random_state(),
-                "watch": watch.state_dict(),
-                "reference": reference.state_dict(),
-                "validation": validation.state_dict() if validation is not None else None,
-            }
-
-        def tell() -> None:
-            if on_policy is not None:
-                with torch.random.fork_rng(devices=[]):  # a new network draws its first weights
-                    on_policy(export(), watch.episodes)
-
-        def score() -> None:
-            if validation is not None and (validation.last < watch.episodes or not validation.scores):
-                with torch.random.fork_rng(devices=[]):
-                    found = validation.score(model, watch.episodes)
-                _LOGGER.info(
-                    "after %d episodes: mean log loss %.4f on validation tasks", watch.episodes, found.log_loss
-                )
-                report(watch.progress())
-
-        def updated() -> None:
-            tell()
-            if validation is not None and validation.due(watch.episodes):
-                score()
-            stopping = stop is not None and stop.number is not None
-            if checkpoints is not None and (checkpoints.due or stopping):
-                checkpoints.write(everything, model.num_timesteps)
-            if stop is not None:
-                stop.check()
-
-        random_numbers = None if state is None else state["random"]
-        watch = Watch(reference, report, updated, config.agent.entropy_coefficient, validation, random_numbers)
+        under_way = _UnderWay(model, venv, reference, validation, checkpoints, stop, report)
+        watch = under_way.watch = Watch(
+            reference,
+            report,
+            under_way.updated,
+            agent.entropy_coefficient,
+            validation,
+            None if state is None else state["random"],
+        )
+        details = dict(about or {})
+        export = under_way.export = lambda: export_policy(
+            model, config.env, agent, _about(tasks, config, watch) | details, kinds
+        )
+        under_way.on_policy = on_policy
         if state is not None:
-            venv.load_state_dict(state["environments"])
-            load_agent_state(model, state["agent"])
-            watch.load_state_dict(state["watch"])
-            if validation is not None:
-                validation.load_state_dict(state["validation"])
+            under_way.load_state_dict(state)
         report(watch.progress())
         left = config.total_episodes * decisions - model.num_timesteps
         model.learn(left, callback=[watch, *tracker.callbacks()], reset_num_timesteps=state is None)
-        tell()
-        score()
+        under_way.tell()
+        under_way.score()
     finally:
         venv.close()
         if validation is not None:
@@ -215,6 +188,68 @@ def train(
         *(watch.episodes, time.perf_counter() - start, spent),
     )
     return export()
+
+
+@dataclass
+class _UnderWay:
+    """A training under way: what happens between two rollouts, and its whole state."""
+
+    model: PPO
+    environments: TaskReturnScaling
+    reference: ScheduleReference
+    validation: Validation | None
+    checkpoints: Resuming | None
+    stop: StopRequest | None
+    report: Callable[[Progress], None]
+    watch: Watch = field(init=False)
+    export: Callable[[], GNSPolicy] = field(init=False)
+    on_policy: Callable[[GNSPolicy, int], None] | None = None
+
+    def tell(self) -> None:
+        """Hand on the policy as it is."""
+        if self.on_policy is not None:
+            with torch.random.fork_rng(devices=[]):  # a new network draws its first weights
+                self.on_policy(self.export(), self.watch.episodes)
+
+    def score(self) -> None:
+        """Score the policy on validation tasks, unless it was just done."""
+        validation, episodes = self.validation, self.watch.episodes
+        if validation is None or (validation.scores and validation.last >= episodes):
+            return
+        with torch.random.fork_rng(devices=[]):
+            found = validation.score(self.model, episodes)
+        _LOGGER.info("after %d episodes: mean log loss %.4f on validation tasks", episodes, found.log_loss)
+        self.report(self.watch.progress())
+
+    def updated(self) -> None:
+        """Do what is due after an update of the policy."""
+        self.tell()
+        if self.validation is not None and self.validation.due(self.watch.episodes):
+            self.score()
+        stopping = self.stop is not None and self.stop.number is not None
+        if self.checkpoints is not None and (self.checkpoints.due or stopping):
+            self.checkpoints.write(self.state_dict, self.model.num_timesteps)
+        if self.stop is not None:
+            self.stop.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to go on exactly."""
+        return {
+            "agent": agent_state(self.model),
+            "environments": self.environments.state_dict(),
+            "random": random_state(),
+            "watch": self.watch.state_dict(),
+            "reference": self.reference.state_dict(),
+            "validation": self.validation.state_dict() if self.validation is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, but for random numbers and reference, which are taken at the beginning."""
+        self.environments.load_state_dict(state["environments"])
+        load_agent_state(self.model, state["agent"])
+        self.watch.load_state_dict(state["watch"])
+        if self.validation is not None:
+            self.validation.load_state_dict(state["validation"])
 
 
 def _validation(tasks: Sequence[Task], others: Sequence[Task], config: TrainConfig) -> Validation | None:

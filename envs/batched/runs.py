@@ -15,8 +15,8 @@ from envs.batched.optimizers import BatchedOptimizer
 from envs.batched.state import load_runs_state, runs_state
 from envs.batched.tracing import Traced
 from envs.data_order import DataOrder
+from envs.passes import Figures
 from envs.tasks.base import Split, Task, unchanged
-from envs.training_run import Figures
 
 # Of a run: state of its data order and random numbers, and its buffers.
 StreamState = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]

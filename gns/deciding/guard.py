@@ -13,7 +13,7 @@ from torch import nn
 
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, require_positive
-from gns.features.statistics import counted_losses
+from gns.features.statistics import usual_losses
 
 # What a run that stays where it began is told by; measured, see docs/scheduler.md.
 _DOUBTS, _FEWEST, _CALM, _RISE, _DEVIATIONS, _NO_BETTER, _LEARNED = 2, 4, 0.1, 0.2, 4.0, 0.02, 0.2
@@ -116,7 +116,7 @@ class Watch:
             return Judgement.GOOD
         if not guard.enabled:
             return Judgement.GOOD if control.finite else Judgement.LOST
-        end = _counted(control)[-math.ceil(len(control.observed_losses) / 4) :]
+        end = control.observed_losses[-math.ceil(len(control.observed_losses) / 4) :]
         limit = guard.loss_multiple - 1.0
         bad = diverged(control, guard.loss_multiple) or ((last or control.finished) and _too_high(control, end, limit))
         if not bad and control.observed_losses.size:
@@ -135,14 +135,11 @@ class Watch:
 def diverged(control: RateControl, loss_multiple: float) -> bool:
     """Say whether the interval that was observed last is not finite, or its loss rose too far.
 
-    One outlier that the run has come back from is no divergence.
-
     :param control: of the run, which has just been observed
     :param loss_multiple: how many times its start the mean loss may reach
     :raises OutOfOrderError: before any observation
     """
-    losses = _counted(control)
-    return not control.finite or _too_high(control, losses, loss_multiple - 1.0)
+    return not control.finite or _too_high(control, control.observed_losses, loss_multiple - 1.0)
 
 
 def stays_where_it_began(control: RateControl, peak: float, best: float) -> bool:
@@ -174,11 +171,6 @@ def lasting_peak(losses: np.ndarray) -> float:
     return float(np.minimum(np.minimum(losses[:-2], losses[1:-1]), losses[2:]).max())
 
 
-def _counted(control: RateControl) -> np.ndarray:
-    losses = control.observed_losses
-    return losses[counted_losses(losses, np.ones(len(losses), dtype=bool), control.memory.first_loss)]
-
-
 def _too_high(control: RateControl, losses: np.ndarray, share: float) -> bool:
     """Say whether the mean of losses lies above the first by more than a share of its size; of none it does not."""
     return bool(losses.size) and bool(losses.mean() > _above_start(control, share))
@@ -187,5 +179,8 @@ def _too_high(control: RateControl, losses: np.ndarray, share: float) -> bool:
 def _above_start(control: RateControl, share: float) -> float:
     """Return the first loss of a run plus a share of its size: a multiple of it, where it is positive."""
     start = control.memory.start_loss
-    start = float(_counted(control)[0]) if math.isnan(start) else start
+    if math.isnan(start):
+        losses = control.observed_losses
+        usual = losses[usual_losses(losses, np.ones(len(losses), dtype=bool))]  # an outlier is no start
+        start = float(usual[0] if usual.size else losses[0])
     return start + share * max(abs(start), 1e-8)

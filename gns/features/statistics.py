@@ -90,8 +90,15 @@ class RunStatistics:
 
     @cached_property
     def counted(self) -> np.ndarray:
-        """Which losses count in features, bool (*N, k), see :func:`counted_losses`."""
-        return counted_losses(self.losses, self.has_loss, self.first_loss)
+        """Which losses count in features, bool (*N, k): all, but for outliers that the run has come back from.
+
+        Where the last loss is an outlier itself the run may be diverging, and all of them count.
+        """
+        usual = usual_losses(self.losses, self.has_loss, self.first_loss)
+        if usual is self.has_loss:
+            return usual
+        last = np.maximum(self.has_loss.sum(axis=-1, keepdims=True) - 1, 0)
+        return np.where(np.take_along_axis(usual, last, axis=-1), usual, self.has_loss)
 
     def mean_loss(self, unknown: float) -> np.ndarray:
         """Return the mean of the losses that count, (*N,); of a run without any, ``unknown``."""
@@ -178,19 +185,6 @@ def usual_losses(losses: np.ndarray, present: np.ndarray, first_loss: Any = math
     median = np.take_along_axis(in_order, middle, axis=-1)[..., 0]
     limit = _OUTLIER * np.fmax(median, np.abs(first_loss))
     return finite & (sizes <= limit[..., None])
-
-
-def counted_losses(losses: np.ndarray, present: np.ndarray, first_loss: Any = math.nan) -> np.ndarray:
-    """Say which losses of an interval count: all, but for outliers that the run has come back from.
-
-    Where the last loss is an outlier itself the run may be diverging, and all of them count. Arguments and result are
-    those of :func:`usual_losses`.
-    """
-    usual = usual_losses(losses, present, first_loss)
-    if usual is present:
-        return usual
-    last = np.maximum(present.sum(axis=-1, keepdims=True) - 1, 0)
-    return np.where(np.take_along_axis(usual, last, axis=-1), usual, present)
 
 
 def mean_of(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.passes import Figures
 from envs.tasks import Task
-from envs.training_run import Figures, TrainingRun
+from envs.training_run import TrainingRun
 
 
 def train_alone(run: TrainingRun, rates: np.ndarray) -> TrainingRun:
