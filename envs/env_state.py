@@ -12,6 +12,7 @@ from envs.plain_state import header, load_random_state, loading, plain, random_s
 from envs.rewards import Evaluation
 from envs.training_run import Position
 from gns.deciding.decision import DecisionCore
+from gns.deciding.guard import Watch
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import OutOfOrderError
 from gns.features.held_out import ValidationStatistics
@@ -50,7 +51,7 @@ def env_state(env: LearningRateEnv) -> dict[str, Any]:
             "guard": guard,
             "running": env.running,
             "rates": env.rates,
-            "rollbacks": env.rollbacks,
+            "watch": vars(env.guarded.watch),
             "evaluations": env.evaluations,
             "evaluated": tuple(env._evaluated),
             "predictions": env.predictions,
@@ -77,7 +78,7 @@ def load_env_state(env: LearningRateEnv, state: dict[str, Any]) -> None:
         core.load_state_dict(on_device_of(run.model, state["core"]) or {})
         run.load_state_dict(state["run"])
         run.load_pending_state(state["pending"])
-        guarded = GuardedRun(core, env.config.guard, state["rollbacks"])
+        guarded = GuardedRun(core, env.config.guard, Watch(**state["watch"]))
         if env.config.guard.enabled:
             guarded.load_snapshot_state(state["guard"]["snapshot"], Position(run, state["guard"]["position"]))
         validation = None if state["validation"] is None else ValidationStatistics(**state["validation"])

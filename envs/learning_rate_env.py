@@ -157,7 +157,7 @@ class LearningRateEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         observation = self.core.observe(self.validation)
         judgement = self.guarded.check(coming)
         failed = judgement is Judgement.LOST
-        if judgement is not Judgement.GOOD:
+        if not judgement.goes_on:
             if not (failed or self.core.finished):
                 self.run.compute_gradient()
             observation = self.core.observe(self.validation)

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gns import GNSScheduler, GuardConfig
+from gns import GNSScheduler
 
 UPDATES = 300
 
@@ -24,7 +24,7 @@ def main(policy: str | None) -> None:
 
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)  # a hundred times too low
-    scheduler = GNSScheduler(optimizer, model, total_steps=UPDATES, policy=policy, guard=GuardConfig())
+    scheduler = GNSScheduler(optimizer, model, total_steps=UPDATES, policy=policy)
 
     for _ in range(UPDATES):
         batch = train[torch.randint(len(train), (32,))]

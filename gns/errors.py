@@ -41,7 +41,7 @@ class PolicyFormatError(GNSError, ValueError):
 
 
 class SnapshotError(GNSError, OSError):
-    """A snapshot of a run cannot be written to disk, or not be read back."""
+    """A snapshot of a run cannot be written to disk, not be read back, or does not restore all of the model."""
 
 
 class StateError(GNSError, ValueError):

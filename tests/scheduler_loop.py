@@ -87,4 +87,6 @@ class Watch:
 
 
 def make_scheduler(optimizer, model, policy=None, budget: int = T, **settings) -> GNSScheduler:
+    """A scheduler of an untrained policy, with no guard unless one is given."""
+    settings = {"guard": None, **settings}
     return GNSScheduler(optimizer, model, total_steps=budget, policy=policy or lively_policy(), **settings)

@@ -8,14 +8,12 @@ import torch
 from plain_loop import same_state, small_task
 from scheduler_loop import lively_policy
 
-import envs.batched.env
-import gns.deciding.guarded_run
 from agents.controllers import PolicyController
 from envs import EnvConfig, LearningRateEnv
 from envs.batched.env import BatchedEnv
 from envs.episode import Episode, new_run
 from gns import GNSPolicy, GNSScheduler, GuardConfig
-from gns.deciding.guard import Judgement, judge
+from gns.deciding.guard import Judgement, Watch
 
 BUDGET, SEED = 20, 5
 TASK = small_task()
@@ -24,16 +22,15 @@ TASK = small_task()
 @pytest.fixture
 def judgements(monkeypatch) -> list[tuple[int, Judgement]]:
     """What was judged not to be good, and after which update."""
-    seen = []
+    seen, judge = [], Watch.judge
 
-    def watched(control, guard, rollbacks):
-        judgement = judge(control, guard, rollbacks)
+    def watched(watch, control, guard, last=False):
+        judgement = judge(watch, control, guard, last)
         if judgement is not Judgement.GOOD:
             seen.append((control.update, judgement))
         return judgement
 
-    for module in (gns.deciding.guarded_run, envs.batched.env):
-        monkeypatch.setattr(module, "judge", watched)
+    monkeypatch.setattr(Watch, "judge", watched)
     return seen
 
 

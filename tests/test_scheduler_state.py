@@ -395,14 +395,6 @@ def test_a_new_schedule_begins_at_the_initial_rates():
     assert isinstance(again, lr_scheduler.LRScheduler) and again.last_epoch == 0
 
 
-def test_parameters_that_join_later_are_refused_with_what_to_do():
-    run = Run()
-    run.train(0, 1)
-    run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
-    with pytest.raises(InvalidSettingError, match="make a new scheduler"):
-        run.train(1, 2)
-
-
 # ---------------------------------------------------------------------- damage
 
 

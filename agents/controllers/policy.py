@@ -15,7 +15,7 @@ from envs.learning_rate_env import Episode
 from envs.tasks import Task
 from envs.training_run import Position, TrainingRun
 from gns.deciding.decision import DecisionCore, Observation
-from gns.deciding.guard import GuardConfig, Judgement
+from gns.deciding.guard import GuardConfig, Judgement, Watch
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import InvalidSettingError
 from gns.features.held_out import ValidationStatistics, validation_statistics
@@ -133,7 +133,7 @@ class _PolicySession(Session):
     def _make_guarded(self) -> GuardedRun:
         graph, decision = layer_graph(self.run.model, self.run.loss), self._policy.config.decision
         core = DecisionCore(self.run.model, self.run.optimizer, graph, self.budget, decision)
-        self._guarded = GuardedRun(core, self._guard, self.ledger.rollbacks)
+        self._guarded = GuardedRun(core, self._guard)
         return self._guarded
 
     def _observe(self, guarded: GuardedRun) -> Observation:
@@ -148,7 +148,7 @@ class _PolicySession(Session):
         observation = core.observe(self._validation)
         judgement = guarded.check(self._coming)
         self.ledger.rollbacks, self._lost = guarded.rollbacks, judgement is Judgement.LOST
-        if judgement is not Judgement.GOOD:
+        if not judgement.goes_on:
             if not (self._lost or core.finished):
                 self.run.compute_gradient()
             observation = core.observe(self._validation)
@@ -175,6 +175,7 @@ class _PolicySession(Session):
         return {
             "core": None if guarded is None else guarded.core.state_dict(),
             "guard": guard,
+            "watch": None if guarded is None else asdict(guarded.watch),
             "lost": self._lost,
             "validation": None if self._validation is None else asdict(self._validation),
             "predictions": None if self._predictions is None else self._predictions.clone(),
@@ -189,6 +190,7 @@ class _PolicySession(Session):
             guarded = self._make_guarded()
             self.run.load_state_dict(before)
             guarded.core.load_state_dict(state["core"])
+            guarded.watch = Watch(**state["watch"])
             if state["guard"] is not None:
                 position = Position(self.run, state["guard"]["position"])
                 guarded.load_snapshot_state(state["guard"]["snapshot"], position)

@@ -26,7 +26,7 @@ from envs.padding import PadGraph
 from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task
 from envs.training_run import TrainingRun
-from gns.deciding.guard import Judgement, judge
+from gns.deciding.guard import Judgement, Watch
 from gns.deciding.rate_control import RateControl
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
@@ -68,7 +68,7 @@ class BatchedEnv(CheckedVecEnv):
         self._template = self._constant_part(nodes, edges)
         self.episodes: list[Episode] = []
         self.controls: list[RateControl] = []
-        self.rollbacks = np.zeros(num_envs, dtype=int)
+        self.watches = [Watch() for _ in range(num_envs)]
         self._evaluations = np.zeros(num_envs, dtype=int)
         self._evaluated = [Evaluation(0.0, 0.0)] * num_envs
         self._reward = get_reward(config.reward)
@@ -110,7 +110,7 @@ class BatchedEnv(CheckedVecEnv):
         coming = self._train()
         nodes, globals_ = self.observe()
         judgements = self._guard(coming)
-        if any(judgement is not Judgement.GOOD for judgement in judgements):
+        if not all(judgement.goes_on for judgement in judgements):
             nodes, globals_ = self.observe()
         failed = np.array([judgement is Judgement.LOST for judgement in judgements])
         finished = np.array([control.finished for control in self.controls])
@@ -193,7 +193,9 @@ class BatchedEnv(CheckedVecEnv):
     def _begin(self, rows: list[int]) -> None:
         """Begin the runs of new episodes, evaluate them, and compute their first gradients."""
         self.runs.begin(rows, [self.episodes[i].seed for i in rows])
-        self.rollbacks[rows] = self._evaluations[rows] = 0
+        self._evaluations[rows] = 0
+        for i in rows:
+            self.watches[i] = Watch()
         if self.config.guard.enabled:
             state = self.runs.state(self.runs.positions(rows))
             for place, i in enumerate(rows):
@@ -242,16 +244,15 @@ class BatchedEnv(CheckedVecEnv):
         :return: what became of each run
         """
         guard = self.config.guard
-        judgements = [judge(control, guard, int(n)) for control, n in zip(self.controls, self.rollbacks, strict=True)]
+        judgements = [w.judge(control, guard) for w, control in zip(self.watches, self.controls, strict=True)]
         if not guard.enabled:
             return judgements
-        bad = [i for i, judgement in enumerate(judgements) if judgement is not Judgement.GOOD]
+        bad = [i for i, judgement in enumerate(judgements) if not judgement.goes_on]
         for i, (state, place) in coming.items():
-            if i not in bad:
+            if judgements[i] is Judgement.GOOD:
                 self.good[i] = (state, place, self.controls[i].steps)
         for i in bad:
             state, place, steps = self.good[i]
-            self.rollbacks[i] += 1
             self.runs.load_state([i], state, [place])
             self.controls[i].roll_back(guard.cut, steps)
         again = [i for i in bad if judgements[i] is Judgement.TAKE_BACK and not self.controls[i].finished]
@@ -278,7 +279,7 @@ class BatchedEnv(CheckedVecEnv):
 
     def _info(self, i: int, terminated: bool = False, failed: bool = False) -> dict[str, Any]:
         ended = (*self._evaluated[i], int(self._evaluations[i]), failed) if terminated else None
-        info = episode_info(self.episodes[i], self.controls[i], int(self.rollbacks[i]), ended)
+        info = episode_info(self.episodes[i], self.controls[i], self.watches[i].rollbacks, ended)
         return info | {"TimeLimit.truncated": False}
 
     # ------------------------------------------------------------------ observations

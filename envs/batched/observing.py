@@ -118,8 +118,9 @@ def observe(
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
         settings={name: _setting(runs, graph, name) for name in known_schema.settings},
     )
-    for control, its_losses, length, finite in zip(
-        controls, losses_host, known.tolist(), statistics.finite.tolist(), strict=True
+    gradients = np.sqrt(sums[:, :, SUM_G2].sum(axis=1)).tolist()
+    for control, its_losses, length, finite, gradient in zip(
+        controls, losses_host, known.tolist(), statistics.finite.tolist(), gradients, strict=True
     ):
-        control.note_observation(its_losses[:length], finite)
+        control.note_observation(its_losses[:length], finite, gradient)
     return compute_features(schema, graph, statistics)

@@ -11,6 +11,7 @@ from torch import Tensor
 from envs.episode import episode_of
 from envs.plain_state import header, load_random_state, loading, plain, random_state, require_header
 from envs.rewards import Evaluation
+from gns.deciding.guard import Watch
 from gns.errors import OutOfOrderError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def together_state(env: BatchedEnv) -> dict[str, Any]:
             "runs": env.runs.state_dict(),
             "losses": env.losses.clone(),
             "good": _joined(env.good) if env.config.guard.enabled else None,
-            "rollbacks": env.rollbacks.tolist(),
+            "watches": [vars(watch) for watch in env.watches],
             "evaluations": env._evaluations.tolist(),
             "evaluated": [tuple(one) for one in env._evaluated],
             "reset_infos": env.reset_infos,
@@ -111,7 +112,8 @@ def load_together_state(env: BatchedEnv, state: dict[str, Any]) -> None:
             env.good = [(good, place, updates) for place, updates in enumerate(good["updates"])]
         else:
             env.good = [({}, 0, 0)] * env.num_envs
-        env.rollbacks, env._evaluations = np.array(state["rollbacks"]), np.array(state["evaluations"])
+        env.watches = [Watch(**watch) for watch in state["watches"]]
+        env._evaluations = np.array(state["evaluations"])
         env._evaluated = [Evaluation(*one) for one in state["evaluated"]]
         env.reset_infos = plain(state["reset_infos"])
         env.observe()  # tells the controls what they saw

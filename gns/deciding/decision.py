@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from gns.deciding.action_modes import ACTION_MODES
 from gns.deciding.config import DecisionConfig, Observation
-from gns.deciding.rate_control import RateControl
+from gns.deciding.rate_control import RateControl, initial_rate
 from gns.errors import LayerGraphError, OutOfOrderError
 from gns.features.held_out import ValidationStatistics
 from gns.features.moments import as_real, group_of_each, optimizer_kind
 from gns.features.schemas import compute_features, get_schema
-from gns.features.statistics import OPTIMIZER_KINDS, SUM_U2, RunStatistics
+from gns.features.statistics import OPTIMIZER_KINDS, SUM_G2, SUM_U2, RunStatistics
 from gns.features.sums import beside, read_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
@@ -75,8 +75,9 @@ class DecisionCore(RateControl):
         bound = graph.bind(model)
         self._parameters = [p for layer in bound for p in layer]
         self._groups = group_of_each(optimizer, self._parameters)
-        held = _layers_of_groups([len(layer) for layer in bound], self._groups, len(rates))
-        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, (len(bound), held))
+        self._sizes = [len(layer) for layer in bound]
+        layers = _layers_of_groups(self._sizes, self._groups, len(rates))
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers)
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
@@ -86,6 +87,7 @@ class DecisionCore(RateControl):
                 "model's parameters; pass the model that the optimizer trains."
             )
         self._kind = optimizer_kind(optimizer)
+        self._trained = trained_by(optimizer, self.model)
         self._losses: Tensor | None = None
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
@@ -116,7 +118,8 @@ class DecisionCore(RateControl):
             figures: Any = {name: np.asarray(value, dtype=np.float64) for name, value in vars(validation).items()}
             statistics = replace(statistics, **figures)
         self.statistics = statistics
-        self.note_observation(statistics.losses, bool(statistics.finite))
+        gradient = float(np.sqrt(statistics.sums[:, SUM_G2].sum()))
+        self.note_observation(statistics.losses, bool(statistics.finite), gradient)
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 
@@ -159,6 +162,24 @@ class DecisionCore(RateControl):
         super().roll_back(cut, steps)
         self._measured = None
 
+    # ------------------------------------------------------------------ what is replaced or added in mid-run
+
+    @property
+    def outdated(self) -> bool:
+        """Whether model or optimizer have other trainable parameters, or other names of them, than it decides on."""
+        return trained_by(self.optimizer, self.model) != self._trained
+
+    def take_up_groups(self) -> None:
+        """Let parameter groups that were added to the optimizer keep the ratio to the others that they have now.
+
+        :raises InvalidSettingError: if the rate of one is not positive or out of bounds
+        """
+        factor, known = self.factor, len(self.initial_lrs)
+        added = [initial_rate(group["lr"], self.config) for group in self.optimizer.param_groups[known:]]
+        self.initial_lrs += [rate / factor for rate in added]
+        self._groups = group_of_each(self.optimizer, self._parameters)
+        self._hold(_layers_of_groups(self._sizes, self._groups, len(self.initial_lrs)))
+
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,11 +194,15 @@ class DecisionCore(RateControl):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
+        """Go on from a :meth:`state_dict`. What it has of each layer is left out where it is of other layers."""
+        layers = len(self._memory.layer_actions)
         super().load_state_dict(state)
+        if len(self._memory.layer_actions) != layers:
+            self._memory.layer_actions = [0.0] * layers
         self._before_last = None
         self._losses = None if state["losses"] is None else state["losses"].clone()
-        self._measured = None if state["measured"] is None else state["measured"].clone()
+        measured = state["measured"]
+        self._measured = measured.clone() if measured is not None and len(measured) == len(self._parameters) else None
 
     # ------------------------------------------------------------------ inside
 
@@ -254,6 +279,13 @@ class DecisionCore(RateControl):
         return table, measured_host, losses_host
 
 
+def trained_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple[str, int, int]]:
+    """Return name, identity and parameter group of each trainable parameter of a model that an optimizer holds."""
+    groups = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    named = model.named_parameters()
+    return [(name, id(p), groups[id(p)]) for name, p in named if p.requires_grad and id(p) in groups]
+
+
 def losses_kept(interval: int, updates: int) -> int:
     """Return how many losses are kept of so many updates of an interval, those done first."""
     return -(-updates // _spacing(interval))
@@ -264,12 +296,12 @@ def _spacing(interval: int) -> int:
     return -(-interval // _MOST_LOSSES)
 
 
-def _layers_of_groups(sizes: list[int], groups: list[int], count: int) -> list[list[int]]:
-    """Return which layers each of ``count`` parameter groups holds, by number.
+def _layers_of_groups(sizes: list[int], groups: list[int], count: int) -> tuple[int, list[list[int]]]:
+    """Return how many layers there are, and which of them each of ``count`` parameter groups holds, by number.
 
     :param sizes: number of parameter tensors of each layer
     :param groups: parameter group of each tensor, layer after layer; -1: none
     """
     layers = np.repeat(np.arange(len(sizes)), sizes).tolist()
     pairs = sorted(set(zip(groups, layers, strict=True)))
-    return [[layer for group, layer in pairs if group == number] for number in range(count)]
+    return len(sizes), [[layer for group, layer in pairs if group == number] for number in range(count)]

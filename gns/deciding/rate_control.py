@@ -64,11 +64,12 @@ class RateControl:
         self.budget = int(budget)
         self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
         self._profile = config.action_mode.profile(config)
-        self._of_layers = None if layers is None else config.action_mode.multipliers(config, *layers)
+        self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
+        self.observed_gradient = 0.0  # norm of the pending gradient at the last observation
 
     # ------------------------------------------------------------------ where the run stands
 
@@ -156,13 +157,15 @@ class RateControl:
 
     # ------------------------------------------------------------------ decisions
 
-    def note_observation(self, losses: np.ndarray, finite: bool) -> None:
+    def note_observation(self, losses: np.ndarray, finite: bool, gradient: float = 0.0) -> None:
         """Note what was observed of the run as it is now.
 
         :param losses: of the updates since the last decision or rollback, (k,)
         :param finite: whether losses, gradients, parameters and optimizer state all were
+        :param gradient: norm of the pending gradient
         """
         self._seen, self._finite, self._observed_at = losses, finite, self.update
+        self.observed_gradient = gradient
 
     def decide(self, action: float | np.ndarray) -> float:
         """Take a decision and begin a new interval.
@@ -232,6 +235,9 @@ class RateControl:
         self.initial_lrs = list(state["initial_lrs"])
 
     # ------------------------------------------------------------------ inside
+
+    def _hold(self, layers: tuple[int, Sequence[Sequence[int]]] | None) -> None:
+        self._of_layers = None if layers is None else self.config.action_mode.multipliers(self.config, *layers)
 
     def _parts(self, action: float | np.ndarray) -> tuple[float, list[float]]:
         """Return the shared action and those of the layers, clipped."""

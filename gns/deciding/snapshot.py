@@ -22,6 +22,9 @@ from gns.parallel.distributed import local
 class Snapshot:
     """The last good state of a run: parameters, buffers, optimizer state, and what the caller adds.
 
+    It holds names, not the tensors themselves: whatever stands under a name when the state is put back gets it, be it
+    reassigned or replaced since. A tensor whose name changed, as pruning does, is known by itself.
+
     In memory, room is allocated at the first :meth:`take` and reused. On disk, one file takes its place, written anew
     each time, replaced only once it is whole, and deleted with the snapshot or at the end of the process; a process of
     several ranks keeps a file each, of its own shards. Learning rates are not part of a snapshot: they belong to
@@ -34,10 +37,10 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path | None = None) -> None:
-        self._optimizer = optimizer
-        self._held: list[Tensor] = [*model.parameters(), *model.buffers()]
+        self._model, self._optimizer = model, optimizer
         self._copies: _Memory | _File = _Memory() if folder is None else _File(folder)
-        self._states: dict[Tensor, dict[str, Any]] = {}  # of each parameter; a tensor stands there as its number
+        self._held: list[_Kept] = []  # the tensors of the model, in the order of their copies
+        self._states: list[tuple[_Kept, dict[str, Any]]] = []  # of parameters; a tensor stands there as its number
         self._put_back: list[Callable[[], None]] = []
         self.steps = 0
 
@@ -49,42 +52,30 @@ class Snapshot:
         :param put_back: calls that restore what lies outside model and optimizer (random numbers, data position, AMP)
         :raises SnapshotError: if it cannot be written; the one before stays
         """
-        tensors: list[Tensor] = [local(tensor) for tensor in self._held]
-        states: dict[Tensor, dict[str, Any]] = {}
-        for parameter, state in self._optimizer.state.items():
-            states[parameter] = {}
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    states[parameter][key] = _Number(len(tensors))
-                    tensors.append(local(value))
-                else:
-                    states[parameter][key] = copy.deepcopy(value)
-        self._copies.keep(tensors)
-        self._states, self._put_back, self.steps = states, list(put_back), steps
+        present = self._present()
+        saved = [(parameter, self._optimizer.state.get(parameter)) for parameter in self._parameters()]
+        self._keep(list(present.values()), saved)
+        self._put_back, self.steps = list(put_back), steps
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the state back, in place. May be called again for the same snapshot.
 
+        Tensors that the model has had only since then stay as they are.
+
         :raises OutOfOrderError: if no snapshot was taken
-        :raises SnapshotError: if its file cannot be read
+        :raises SnapshotError: if its file cannot be read, or the model has had tensors only since then that are not
+            finite
         """
         copies = self._copies.kept()
-        torch._foreach_copy_([local(tensor) for tensor in self._held], copies[: len(self._held)])
-        for parameter in list(self._optimizer.state):
-            if parameter not in self._states:
-                del self._optimizer.state[parameter]
-        for parameter, saved in self._states.items():
-            state = self._optimizer.state[parameter]
-            for key in set(state) - set(saved):
-                del state[key]
-            for key, value in saved.items():
-                if not isinstance(value, _Number):
-                    state[key] = copy.deepcopy(value)
-                elif isinstance(state.get(key), Tensor):
-                    local(state[key]).copy_(copies[value])
-                else:
-                    state[key] = copies[value].clone()
+        present = self._present()
+        found = {kept: kept.among(present) for kept in self._held}
+        self._require_finite(set(present) - set(found.values()))
+        pairs = [
+            (self._placed(name, copies[i]), copies[i]) for i, name in enumerate(found.values()) if name is not None
+        ]
+        torch._foreach_copy_([own for own, _ in pairs], [copy_ for _, copy_ in pairs])
+        self._restore_optimizer(copies)
         for call in self._put_back:
             call()
 
@@ -95,7 +86,8 @@ class Snapshot:
         :raises SnapshotError: if its file cannot be read
         """
         copies = [tensor.clone() for tensor in self._copies.kept()]
-        states = [self._states.get(parameter) for parameter in self._parameters()]
+        by_place = {kept.place: state for kept, state in self._states}
+        states = [by_place.get(place) for place in range(len(self._parameters()))]
         optimizer = [
             state and {key: copies[value] if isinstance(value, _Number) else value for key, value in state.items()}
             for state in copy.deepcopy(states)
@@ -109,24 +101,109 @@ class Snapshot:
         :param put_back: as at :meth:`take`
         :raises SnapshotError: if it cannot be written
         """
-        tensors = [saved.to(own.device) for own, saved in zip(self._held, state["held"], strict=True)]
-        states: dict[Tensor, dict[str, Any]] = {}
-        for parameter, its_state in zip(self._parameters(), state["optimizer"], strict=True):
-            if its_state is None:
-                continue
-            states[parameter] = {}
-            for key, value in its_state.items():
-                if isinstance(value, Tensor):
-                    states[parameter][key] = _Number(len(tensors))
-                    tensors.append(value)
-                else:
-                    states[parameter][key] = copy.deepcopy(value)
-        self._copies.keep(tensors)
-        self._states, self._put_back, self.steps = states, list(put_back), state["steps"]
+        own = self._present().values()
+        tensors = [saved.to(tensor.device) for tensor, saved in zip(own, state["held"], strict=True)]
+        self._keep(tensors, list(zip(self._parameters(), state["optimizer"], strict=True)))
+        self._put_back, self.steps = list(put_back), state["steps"]
+
+    # ------------------------------------------------------------------ inside
+
+    def _present(self) -> dict[str, Tensor]:
+        """The model's tensors as they are now, by name."""
+        return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
 
     def _parameters(self) -> list[Tensor]:
         """What the optimizer holds, in its order."""
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _keep(self, held: list[Tensor], saved: Sequence[tuple[Tensor, dict[str, Any] | None]]) -> None:
+        """Copy tensors of the model, in the order of :meth:`_present`, and the state of the optimizer's parameters."""
+        present = self._present()
+        names = {id(tensor): name for name, tensor in present.items()}
+        tensors = [local(tensor) for tensor in held]
+        states: list[tuple[_Kept, dict[str, Any]]] = []
+        for place, (parameter, its_state) in enumerate(saved):
+            if its_state is None:
+                continue
+            plain: dict[str, Any] = {}
+            for key, value in its_state.items():
+                if isinstance(value, Tensor):
+                    plain[key] = _Number(len(tensors))
+                    tensors.append(local(value))
+                else:
+                    plain[key] = copy.deepcopy(value)
+            states.append((_Kept(names.get(id(parameter)), parameter, place), plain))
+        self._copies.keep(tensors)
+        self._held = [_Kept(name, tensor) for name, tensor in present.items()]
+        self._states = states
+
+    def _placed(self, name: str, saved: Tensor) -> Tensor:
+        """Return what this process holds of a tensor; a buffer that has another shape by now is made anew."""
+        tensor = local(self._present_tensor(name))
+        if tensor.shape != saved.shape:
+            path, _, leaf = name.rpartition(".")
+            tensor = saved.to(tensor.device, copy=True)
+            self._model.get_submodule(path)._buffers[leaf] = tensor
+        return tensor
+
+    def _present_tensor(self, name: str) -> Tensor:
+        path, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(self._model.get_submodule(path), leaf)
+        return tensor
+
+    def _require_finite(self, later: set[str]) -> None:
+        bad = sorted(name for name in later if not local(self._present_tensor(name)).isfinite().all())
+        if bad:
+            raise SnapshotError(
+                f"The run diverged, and the model has {', '.join(bad)} only since the last good state (after "
+                f"{self.steps} updates), not finite by now: they cannot be restored. Go on from a checkpoint, and let "
+                "what is added to a model train at a lower rate."
+            )
+
+    def _restore_optimizer(self, copies: Sequence[Tensor]) -> None:
+        """Put back the state of every parameter that the optimizer holds, and take away what came later."""
+        present, held = self._present(), {id(parameter): parameter for parameter in self._parameters()}
+        states = {}
+        for kept, saved in self._states:
+            name = kept.among(present)
+            parameter = kept.itself() if name is None else present[name]
+            if id(parameter) in held:
+                states[id(parameter)] = saved
+        for parameter in list(self._optimizer.state):
+            if id(parameter) not in states:
+                del self._optimizer.state[parameter]
+        for identity, saved in states.items():
+            state = self._optimizer.state[held[identity]]
+            for key in set(state) - set(saved):
+                del state[key]
+            for key, value in saved.items():
+                if not isinstance(value, _Number):
+                    state[key] = copy.deepcopy(value)
+                elif isinstance(state.get(key), Tensor) and local(state[key]).shape == copies[value].shape:
+                    local(state[key]).copy_(copies[value])
+                else:
+                    state[key] = copies[value].clone()
+
+
+class _Kept:
+    """Which tensor a copy is of.
+
+    :param name: in the model; None: it is not the model's
+    :param tensor: the tensor itself, which is not kept alive
+    :param place: among the optimizer's parameters
+    """
+
+    def __init__(self, name: str | None, tensor: Tensor, place: int = -1) -> None:
+        self.name, self.place, self.shape = name, place, tensor.shape
+        self.itself: Callable[[], Tensor | None] = weakref.ref(tensor)
+
+    def among(self, present: dict[str, Tensor]) -> str | None:
+        """Return the name it has among the model's tensors by now; None if it is not among them."""
+        there = present.get(self.name or "")
+        if there is not None and (there.shape == self.shape or not isinstance(there, nn.Parameter)):
+            return self.name
+        own = self.itself()
+        return next((name for name, tensor in present.items() if tensor is own), None) if own is not None else None
 
 
 class _Number(int):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gns.deciding.decision import DecisionConfig, DecisionCore
-from gns.deciding.guard import GuardConfig, Judgement
+from gns.deciding.guard import GuardConfig, Judgement, Watch, guard_for
 from gns.deciding.guarded_run import GuardedRun
 from gns.errors import LayerGraphError
 from gns.features.moments import group_of_each, optimizer_kind
@@ -24,8 +24,13 @@ from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
-from gns.scheduler.rates import rates_of
-from gns.scheduler.state import graph_from_plain, graph_of_first_rank, on_device_of, plain_graph
+from gns.scheduler.state import (
+    graph_from_plain,
+    graph_of_first_rank,
+    on_device_of,
+    plain_graph,
+    require_state_of_its_parameters,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,7 +47,7 @@ class ScheduledRun:
     :param budget: number of updates T
     :param policy: asked at every decision
     :param decision: how its actions become rates
-    :param guard: when the run is taken back; None: never
+    :param guard: when the run is taken back; None: never; ``auto``: see :class:`gns.scheduler.scheduler.GNSScheduler`
     :param graph: layer graph of the model; None: to be taken from an output or a loss
     :param process_group: as a scheduler is given it
     :param record_layers: whether to keep the features of every layer at every decision
@@ -54,21 +59,24 @@ class ScheduledRun:
         budget: int,
         policy: GNSPolicy,
         decision: DecisionConfig,
-        guard: GuardConfig | None,
+        guard: GuardConfig | Literal["auto"] | None,
         graph: LayerGraph | None,
         process_group: ProcessGroup | bool | None,
         record_layers: bool = False,
     ) -> None:
         self.model, self.budget, self.policy, self.decision = model, budget, policy, decision
-        self.guard, self.graph = guard, graph
+        self.guard = guard_for(model) if guard == "auto" else guard
+        self.graph = graph
         self.process_group: Any = process_group
         self.history: list[DecisionRecord] = []
         self.record_layers = record_layers
         self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
         self._guarded: GuardedRun | None = None  # made at the first update, once the layer graph is known
-        self._core_state: dict[str, Any] | None = None  # what it goes on from, and after how many rollbacks
-        self._rollbacks_before = 0
+        self._core_state: dict[str, Any] | None = None  # what it goes on from
+        self._watch = Watch()
         self._graph_problem: LayerGraphError | None = None
+        self._changed = False  # model or optimizer were found to have other parameters than the core decides on
+        self._graph_is_old = False  # and no forward pass gave the graph with them yet
         self._logged: set[str] = set()
 
     @property
@@ -79,7 +87,7 @@ class ScheduledRun:
     @property
     def rollbacks(self) -> int:
         """How often it was taken back."""
-        return self._rollbacks_before if self._guarded is None else self._guarded.rollbacks
+        return self._watch.rollbacks
 
     @property
     def begun(self) -> bool:
@@ -90,15 +98,15 @@ class ScheduledRun:
 
     def take_graph_of_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the layer graph from what the model returned for these arguments, if it is unknown."""
-        if self.graph is None:
+        if self._wants_graph:
             try:
-                self.graph = graph_of_forward(self.model, args, kwargs, output)
+                self._take(graph_of_forward(self.model, args, kwargs, output))
             except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
                 self._graph_problem = problem
 
     def take_graph_of_loss(self, loss: Any, optimizer: torch.optim.Optimizer) -> None:
         """Take the layer graph from a loss, if it is unknown and the loss came from parameters of the optimizer."""
-        if self.graph is not None or not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if not self._wants_graph or not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
         try:
             graph = layer_graph(self.model, loss)
@@ -106,7 +114,58 @@ class ScheduledRun:
             self._graph_problem = problem
             return
         if max(group_of_each(optimizer, [p for layer in graph.bind(self.model) for p in layer])) >= 0:
-            self.graph = graph  # else it is the loss of another optimizer
+            self._take(graph)  # else it is the loss of another optimizer
+
+    @property
+    def _wants_graph(self) -> bool:
+        return self.graph is None or self._graph_is_old
+
+    def _take(self, graph: LayerGraph | None) -> None:
+        if graph is not None:
+            self.graph, self._graph_is_old = graph, False
+
+    def keep_up(self, core: DecisionCore) -> DecisionCore:
+        """Return the decision core for the coming update, kept up with model and optimizer.
+
+        Where parameters were added, replaced, frozen, unfrozen or renamed since, the layer graph is taken anew from the
+        next forward pass; until then decisions are taken on the layers known before.
+
+        :param core: its decision core
+        :raises LayerGraphError: if the optimizer holds none of the model's parameters now
+        :raises InvalidSettingError: if the rate of a parameter group that was added is out of bounds
+        """
+        added = len(core.optimizer.param_groups) > len(core.initial_lrs)
+        if added:
+            core.take_up_groups()
+        if self._changed and self._guarded is not None:
+            self._changed = False
+            return self._follow(self._guarded)
+        if added or (core.decision_due and core.outdated):
+            require_that_it_trains(core.optimizer, self.model)
+            self._changed = self._graph_is_old = True
+        return core
+
+    def _follow(self, guarded: GuardedRun) -> DecisionCore:
+        """Let the decision core be one of the model as it is now, with what it remembers."""
+        core, group = guarded.core, group_of_run(self.process_group)
+        if group is not None:
+            given = {"the number of updates done": core.update}
+            self._take(graph_of_first_rank(None if self._graph_is_old else self.graph, self.model, given, group))
+        if self._graph_is_old or self.graph is None:
+            if "graph" not in self._logged:
+                self._logged.add("graph")
+                _logger.warning(
+                    "Other parameters train than before, and no forward pass of %s with a gradient was seen since: "
+                    "decisions are taken on the layers known before. Call the model itself, or give "
+                    "scheduler.report_loss the losses, undetached.",
+                    type(unwrap(self.model)).__name__,
+                )
+            return core
+        rates = core.initial_lrs
+        guarded.core = DecisionCore(self.model, core.optimizer, self.graph, self.budget, self.decision, group, rates)
+        guarded.core.load_state_dict(core.state_dict())
+        self.layers.clear()  # they are of other layers
+        return guarded.core
 
     def begin(self, optimizer: torch.optim.Optimizer, initial_lrs: list[float | Tensor], updates: int) -> DecisionCore:
         """Make the decision core, as all ranks agree on it, and the guard's snapshot; return the core.
@@ -138,10 +197,13 @@ class ScheduledRun:
                 f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
                 "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
             ) from self._graph_problem
-        now, initial = ([float(rate) for rate in rates] for rates in (rates_of(optimizer), initial_lrs))
+        now = [float(group["lr"]) for group in optimizer.param_groups]
+        initial = [*map(float, initial_lrs), *now[len(initial_lrs) :]]
+        require_state_of_its_parameters(optimizer, self.model)
         core = DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, initial)
         if self._core_state is not None:
             core.load_state_dict(self._core_state)
+            core.take_up_groups()
         elif updates:
             core.go_on_after(updates, now)
         self._core_state = None
@@ -151,7 +213,7 @@ class ScheduledRun:
                 "the shared rate. Make the optimizer on gns.parameter_groups(model)."
             )
         guard = self.guard or GuardConfig(enabled=False)
-        self._guarded = GuardedRun(core, guard, self._rollbacks_before)
+        self._guarded = GuardedRun(core, guard, self._watch)
         if core.update:
             self._guarded.keep()  # of a run that goes on, where it goes on
         if not core.update:
@@ -193,16 +255,18 @@ class ScheduledRun:
         return True
 
     def check_end(self) -> None:
-        """Take the run back, once its budget is spent, if its last interval went wrong."""
+        """Take the run back, once as many updates were begun as its budget has, if its last interval went wrong."""
         if self._guarded is not None and self._guarded.guard.enabled:
             nodes = self._guarded.core.observe().nodes
-            self._taken_back(self._guarded, {}, nodes)
+            self._taken_back(self._guarded, {}, nodes, last=True)
 
-    def _taken_back(self, guarded: GuardedRun, features: dict[str, float], nodes: np.ndarray) -> bool:
+    def _taken_back(
+        self, guarded: GuardedRun, features: dict[str, float], nodes: np.ndarray, last: bool = False
+    ) -> bool:
         """Judge the interval observed last; return True, and tell, where the run was taken back."""
         core, guard = guarded.core, guarded.guard
-        judgement = guarded.check()
-        if judgement is Judgement.GOOD or not guard.enabled:
+        judgement = guarded.check(last=last)
+        if judgement.goes_on or not guard.enabled:
             return False
         held = (parameter for group in core.optimizer.param_groups for parameter in group["params"])
         for parameter in (*core.model.parameters(), *held):
@@ -250,15 +314,20 @@ class ScheduledRun:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a scheduler's state dict has of its run: of the policy a digest, no guard and no snapshot."""
+        outdated = self.core is not None and self.core.outdated  # then it is taken anew where the run goes on
+        core = self._state_of_core()
+        if core is not None and outdated:
+            core["memory"]["layer_actions"] = []
         return {
             "budget": self.budget,
             "policy": fingerprint(self.policy),
             "decision": asdict(self.decision),
-            "graph": None if self.graph is None else plain_graph(self.graph),
-            "core": self._state_of_core(),
+            "graph": None if outdated or self.graph is None else plain_graph(self.graph),
+            "core": core,
             "history": [asdict(record) for record in self.history],
-            "layers": [[number, torch.from_numpy(nodes.copy())] for number, nodes in self.layers.items()],
+            "layers": [[n, torch.from_numpy(nodes.copy())] for n, nodes in self.layers.items() if not outdated],
             "rollbacks": self.rollbacks,
+            "watch": asdict(self._watch),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,7 +338,7 @@ class ScheduledRun:
         self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
         self.history = [DecisionRecord(**record) for record in state["history"]]
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
-        self._guarded, self._rollbacks_before = None, state["rollbacks"]
+        self._guarded, self._watch = None, Watch(**state.get("watch", {"rollbacks": state["rollbacks"]}))
         self._core_state = on_device_of(self.model, state["core"])
 
     def change_budget(self, budget: int) -> None:
@@ -279,15 +348,14 @@ class ScheduledRun:
         if core is not None:
             core = core | {"memory": core["memory"] | {"interval_updates": 0}, "losses": None}
         self.budget, self.decision = budget, few_enough(taken, budget)
-        self._guarded, self._rollbacks_before = None, self.rollbacks
-        self._core_state = core
+        self._guarded, self._core_state = None, core
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; the core is kept as its state."""
         anew = {
             "_guarded": None,
             "_core_state": self._state_of_core(),
-            "_rollbacks_before": self.rollbacks,
+            "_watch": replace(self._watch),
             "_graph_problem": None,
             "process_group": ranks_of(self.process_group),  # a group itself is of this process only
         }

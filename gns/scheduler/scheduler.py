@@ -70,7 +70,8 @@ class GNSScheduler(LRScheduler):
     :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the bundled one
     :param min_lr: lowest rate of any group; None: the policy's
     :param max_lr: highest rate of any group; None: the policy's
-    :param guard: when to take the run back after a divergence; None: never. See ``docs/scheduler.md``
+    :param guard: when to take the run back after a divergence; None: never; ``auto``: as ``GuardConfig()`` says, unless
+        a snapshot of model and optimizer might take more than 1 GiB. See ``docs/scheduler.md``
     :param last_epoch: index of the last update when a run is resumed without a state dict, see PyTorch: the run is
         taken to have made ``last_epoch + 1`` updates and to stand at the optimizer's rates; losses are unknown
     :param graph: layer graph of the model, where it cannot be taken from the output
@@ -101,7 +102,7 @@ class GNSScheduler(LRScheduler):
         policy: str | Path | GNSPolicy | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        guard: GuardConfig | None = None,
+        guard: GuardConfig | Literal["auto"] | None = "auto",
         last_epoch: int = -1,
         graph: LayerGraph | None = None,
         process_group: ProcessGroup | Literal[False] | None = None,
@@ -127,7 +128,8 @@ class GNSScheduler(LRScheduler):
         require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
-        guard = guard if guard is not None and guard.enabled else None
+        if isinstance(guard, GuardConfig) and not guard.enabled:
+            guard = None
         self._run = ScheduledRun(model, budget, policy, decision, guard, graph, process_group, record_layers)
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._closure_waits = self._past_end = False  # a closure is yet to be called; an update came past the budget
@@ -195,7 +197,7 @@ class GNSScheduler(LRScheduler):
         self._step_count += 1
         self.last_epoch += 1
         self._progress.note(self.last_epoch, self.budget, self._last_lr[0])
-        if core.finished:
+        if core.finished or self.last_epoch + self.rollbacks == self.budget:  # a rollback leaves one update out
             self._run.check_end()
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
@@ -260,10 +262,10 @@ class GNSScheduler(LRScheduler):
                 self._warn(advice.NOT_STEPPED)
             return None
         count, before = len(self.optimizer.param_groups), len(self.base_lrs)
-        if count != before:
+        if count < before:
             raise InvalidSettingError(
-                f"The optimizer has {count} parameter groups and had {before} as its scheduler was made; expected as "
-                "many. Add groups first, or make a new scheduler afterwards."
+                f"The optimizer has {count} parameter groups and its scheduler knows {before}; expected as many, or "
+                "more. Leave groups where they are, or make a new scheduler without them."
             )
         if closure_of(args, kwargs) is None:
             self._set_rates(optimizer)
@@ -285,8 +287,14 @@ class GNSScheduler(LRScheduler):
         core = self._run.core
         if core is None:
             core = self._begin(optimizer)
-        elif self._written is not None and self._written.changed(optimizer):
-            self._warn(advice.CHANGED_RATES)
+        else:
+            if self._written is not None and self._written.changed(optimizer):
+                self._warn(advice.CHANGED_RATES)
+            core = self._run.keep_up(core)
+        known = len(self.base_lrs)
+        for group, initial in zip(optimizer.param_groups[known:], core.initial_lrs[known:], strict=True):
+            group["initial_lr"] = initial
+            self.base_lrs.append(initial)
         if left_out(optimizer):
             return
         if core.decision_due:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from gns.errors import StateError
 from gns.graph.layer_graph import LayerGraph, trainable_parameters
 from gns.parallel.distributed import agree
 
@@ -57,3 +59,20 @@ def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any
         return None
     device = next(iter(trainable_parameters(model).values())).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in core.items()}
+
+
+def require_state_of_its_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Pass an optimizer whose momenta have the shapes of its parameters, which PyTorch does not check on loading.
+
+    :raises StateError: on any other
+    """
+    for name, parameter in model.named_parameters():
+        for key in ("momentum_buffer", "exp_avg"):
+            momentum = optimizer.state.get(parameter, {}).get(key)
+            if isinstance(momentum, Tensor) and momentum.shape != parameter.shape:
+                raise StateError(
+                    f"The optimizer's {key} of {name} has shape {tuple(momentum.shape)} and the parameter "
+                    f"{tuple(parameter.shape)}: its state was loaded in another order of parameters. Expected that "
+                    "of the run that saved it: make the optimizer before the model is pruned or changed otherwise, if "
+                    "that run did, or afterwards."
+                )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gns.deciding.config import DecisionConfig
 from gns.deciding.decision import losses_kept
-from gns.deciding.rate_control import Memory, initial_rate
-from gns.errors import GNSError, InvalidSettingError, StateError
+from gns.deciding.rate_control import Memory
+from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
@@ -80,7 +80,7 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     _whole(state["last_epoch"], "last_epoch", -1, budget)
     _whole(state["_step_count"], "_step_count", 0)
     _whole(state["rollbacks"], "rollbacks", 0)
-    rates = [initial_rate(rate, decision) for rate in _list(state["base_lrs"], "base_lrs")]
+    rates = [_positive(rate, "base_lrs") for rate in _list(state["base_lrs"], "base_lrs")]
     last = [float(rate) for rate in _list(state["_last_lr"], "_last_lr")]
     if len(last) != len(rates) or not all(math.isfinite(rate) and rate >= 0.0 for rate in last):
         raise ValueError(f"_last_lr is {shown(last)}")
@@ -98,6 +98,12 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
         raise ValueError(f"_pending is {shown(state['_pending'])}")
     if state["core"] is not None:
         _check_core(state["core"], decision, budget, interval, graph, rates)
+
+
+def _positive(rate: Any, name: str) -> float:
+    """Pass an initial rate; that of a parameter group added in mid-run may lie outside of the bounds of rates."""
+    require_positive(name, float(rate))
+    return float(rate)
 
 
 def _check_core(
@@ -125,7 +131,7 @@ def _check_core(
     actions = memory.layer_actions
     if len(actions) not in (0, count) or not all(type(a) in (int, float) and -1.0 <= a <= 1.0 for a in actions):
         raise ValueError(f"layer_actions is {shown(actions)}")
-    if len([initial_rate(rate, decision) for rate in _list(core["initial_lrs"], "initial_lrs")]) != len(rates):
+    if len([_positive(rate, "initial_lrs") for rate in _list(core["initial_lrs"], "initial_lrs")]) != len(rates):
         raise ValueError("initial_lrs is of another number of parameter groups than base_lrs")
     if core["losses"] is not None:
         _tensor(core["losses"], "losses", (losses_kept(interval, interval),))
