@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gns import GNSPolicy, GNSScheduler
+from gns.scheduler import policy_source
 from gns.scheduler.policy_source import BUNDLED
 from gns.tools.command_line import main
 
@@ -31,6 +32,7 @@ def test_a_scheduler_takes_it_where_none_is_given_and_says_so(caplog):
     inputs, targets = torch.randn(256, 20), torch.randint(0, 3, (256,))
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    policy_source._tell_of_bundled.cache_clear()  # it is told once a process
     with caplog.at_level(logging.WARNING, "gns"):
         scheduler = GNSScheduler(optimizer, model, total_steps=60)
     assert "bundled policy" in caplog.text and "README.md" in caplog.text
