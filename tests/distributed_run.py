@@ -106,7 +106,9 @@ class Run:
         policy = policy or lively_policy("per-layer" if optimizer.startswith("layers") else "profile")
         if alone:
             settings["process_group"] = False
-        self.scheduler = GNSScheduler(self.optimizer, given, total_steps=UPDATES, policy=policy, **settings)
+        self.scheduler = GNSScheduler(
+            self.optimizer, given, total_steps=UPDATES, policy=policy, **{"guard": None} | settings
+        )
         self.number, self.seen, self.rates = 0, [], []
         act = self.scheduler.policy.act
         self.scheduler.policy.act = lambda observation: self.seen.append(observation) or act(observation)
