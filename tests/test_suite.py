@@ -33,13 +33,28 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["evidence", "small", "quick", "yardstick"])
-def test_each_suite_can_be_prepared_and_measures_every_promise(name, here, compose):
+def prepared(name, compose):
+    """The parts of a suite by name."""
     content = plain(compose("evaluate", f"suite={name}", "policy=policy"))
     assert content["name"] == name
     suite = build(Suite, content["suite"], "suite")
     command = build(EvaluationConfig, {k: v for k, v in content.items() if k not in evaluate._OUTSIDE_PROTOCOL})
-    parts = {part.name: part for part in prepare(suite, command, content["task"], content["controller"])}
+    return {part.name: part for part in prepare(suite, command, content["task"], content["controller"])}
+
+
+def test_the_yardstick_tunes_on_seeds_of_their_own_over_four_decades_and_has_every_rival(here, compose):
+    for part in prepared("yardstick", compose).values():
+        assert part.protocol.tuning_seeds >= 2 and part.protocol.widen == 0
+        for optimizer in part.protocol.optimizers:
+            rates = part.protocol.grids[optimizer].rates()
+            assert len(rates) == 13 and rates[-1] / rates[0] == pytest.approx(1e4, rel=1e-6)
+        names = {controller.name for controller in part.controllers}
+        assert {"cosine", "rex", "policy", "default-rex", "default-cosine", "prodigy", "d-adaptation"} <= names
+
+
+@pytest.mark.parametrize("name", ["evidence", "small", "quick"])
+def test_each_suite_can_be_prepared_and_measures_every_promise(name, here, compose):
+    parts = prepared(name, compose)
     assert {part.part.promise for part in parts.values()} >= set(PROMISES) == set(MEASURES)
     for promise in ("in_distribution", "held_out", "rex", "long"):
         assert [c.name for c in parts[promise].controllers if c.is_schedule] == SCHEDULES
