@@ -82,7 +82,9 @@ def compared(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.MatchValue):
             looked_up.append(node.value)
         elif isinstance(node, ast.Dict):
-            looked_up += [key for key in node.keys if key is not None]
+            keys = [key for key in node.keys if key is not None]
+            names = {key.value for key in keys if isinstance(key, ast.Constant)} & set(ACTION_MODES)
+            looked_up += keys if names != {"profile"} else []  # what a schedule has is called so, too
     constants = [leaf for part in looked_up for leaf in ast.walk(part) if isinstance(leaf, ast.Constant)]
     return [leaf.value for leaf in constants if leaf.value in ACTION_MODES]
 

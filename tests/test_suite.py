@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def prepared(name, compose):
+def parts_of(name, compose):
     """The parts of a suite by name."""
     content = plain(compose("evaluate", f"suite={name}", "policy=policy"))
     assert content["name"] == name
@@ -43,7 +43,7 @@ def prepared(name, compose):
 
 
 def test_the_yardstick_tunes_on_seeds_of_their_own_over_four_decades_and_has_every_rival(here, compose):
-    for part in prepared("yardstick", compose).values():
+    for part in parts_of("yardstick", compose).values():
         assert part.protocol.tuning_seeds >= 2 and part.protocol.widen == 0
         for optimizer in part.protocol.optimizers:
             rates = part.protocol.grids[optimizer].rates()
@@ -54,7 +54,7 @@ def test_the_yardstick_tunes_on_seeds_of_their_own_over_four_decades_and_has_eve
 
 @pytest.mark.parametrize("name", ["evidence", "small", "quick"])
 def test_each_suite_can_be_prepared_and_measures_every_promise(name, here, compose):
-    parts = prepared(name, compose)
+    parts = parts_of(name, compose)
     assert {part.part.promise for part in parts.values()} >= set(PROMISES) == set(MEASURES)
     for promise in ("in_distribution", "held_out", "rex", "long"):
         assert [c.name for c in parts[promise].controllers if c.is_schedule] == SCHEDULES
