@@ -384,13 +384,13 @@ def test_data_without_a_length_are_refused_with_what_to_give_and_trained_on_then
 
 class Stops(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = trainer.global_step == 9
+        trainer.should_stop = trainer.global_step >= 9
 
 
 def test_training_that_stops_early_is_told_with_the_number_to_give(caplog):
     fit(module())
     assert "ended after" not in caplog.text
-    fit(module(), callbacks=[Stops()], min_steps=1)
+    fit(module(), callbacks=[Stops()], min_epochs=0)
     assert f"ended after 9 of total_steps={T} updates" in caplog.text
 
 
