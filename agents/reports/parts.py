@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class Parts:
         except StoppedError:
             raise
         except Exception as error:  # whatever it is, the results of hours are not lost for it
-            _LOGGER.exception("This part of the report is not written: %s.", name)
+            lines = [printable(line, 2000) for line in traceback.format_exc().splitlines()]  # may quote text from files
+            _LOGGER.error("This part of the report is not written: %s.\n%s", name, "\n".join(lines))
             self.failed.append(f"{name} ({type(error).__name__}: {printable(str(error), 300)})")
             return []
         self.written += files

@@ -160,6 +160,8 @@ class BatchedEnv(CheckedVecEnv):
         kept = pickle.loads(state["kept"])
         self.__init__(*kept["arguments"])  # type: ignore[misc]
         vars(self).update(kept["own"])
+        for draws in self.draws:  # each was pickled with a task of its own; episodes are of this one
+            draws.tasks = [self.task]
         if state["state"]:
             self.load_state_dict(state["state"])
 
