@@ -1,7 +1,4 @@
-"""Fine-tune an encoder on MRPC: python examples/mrpc_trainer.py --output_dir outputs/mrpc --learning_rate 1e-3.
-
-It takes any TrainingArguments.
-"""
+"""Fine-tune an encoder on MRPC: python examples/mrpc_trainer.py --output_dir outputs/mrpc --learning_rate 1e-3."""
 
 import os
 

@@ -100,7 +100,7 @@ def test_controllers_are_named_safely_before_any_work(tmp_path, name):
 
 
 def test_names_of_artifacts_are_those_that_w_and_b_takes():
-    assert artifact_name("my run.1") == "policy-my_run.1" and artifact_name("é漢").startswith("policy-__-")
+    assert artifact_name("my run.1").startswith("policy-my_run.1-") and artifact_name("é漢").startswith("policy-__-")
     first, second = (artifact_name("a" * 300 + end) for end in "xy")
     assert len(first) == len(second) == 128 and first != second
     import wandb

@@ -119,8 +119,9 @@ def observe(
         settings={name: _setting(runs, graph, name) for name in known_schema.settings},
     )
     gradients = np.sqrt(sums[:, :, SUM_G2].sum(axis=1)).tolist()
-    for control, its_losses, length, finite, gradient in zip(
-        controls, losses_host, known.tolist(), statistics.finite.tolist(), gradients, strict=True
+    finite = zip(statistics.finite.tolist(), statistics.state_finite.tolist(), strict=True)
+    for control, its_losses, length, (whole, state), gradient in zip(
+        controls, losses_host, known.tolist(), finite, gradients, strict=True
     ):
-        control.note_observation(its_losses[:length], finite, gradient)
+        control.note_observation(its_losses[:length], whole, gradient, state)
     return compute_features(schema, graph, statistics)

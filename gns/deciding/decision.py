@@ -119,7 +119,7 @@ class DecisionCore(RateControl):
             statistics = replace(statistics, **figures)
         self.statistics = statistics
         gradient = float(np.sqrt(statistics.sums[:, SUM_G2].sum()))
-        self.note_observation(statistics.losses, bool(statistics.finite), gradient)
+        self.note_observation(statistics.losses, bool(statistics.finite), gradient, bool(statistics.state_finite))
         nodes, global_features = compute_features(self.config.features, self.graph, self.statistics)
         return Observation(nodes, self.graph.type_ids, self.graph.block_ids, self.graph.edges, global_features)
 

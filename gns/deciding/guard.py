@@ -98,9 +98,10 @@ class Watch:
     def judge(self, control: RateControl, guard: GuardConfig, last: bool = False) -> Judgement:
         """Judge the interval that was observed last; once an interval, since it counts.
 
-        A run has diverged if a loss, gradient, parameter or optimizer state is not finite, if its mean loss rose above
-        ``loss_multiple`` times the first one (at its end: that of the last quarter of the interval), or if it learned
-        or rose and then stayed where it began for two intervals, as a network does whose units are dead: see
+        A run has diverged if a loss (unless the run has come back from it), gradient, parameter or optimizer state is
+        not finite, if its mean loss rose above ``loss_multiple`` times the first one (at its end: that of the last
+        quarter of the interval), or if it learned or rose and then stayed where it began for two intervals, as a
+        network does whose units are dead: see
         :func:`stays_where_it_began`. It is doubtful if it stayed there for one, if a loss of the last quarter is as
         high, or if the pending gradient is twenty times as large as at the last decision: to go back to such a state
         would be to diverge again at any rate.
@@ -119,6 +120,8 @@ class Watch:
         end = control.observed_losses[-math.ceil(len(control.observed_losses) / 4) :]
         limit = guard.loss_multiple - 1.0
         bad = diverged(control, guard.loss_multiple) or ((last or control.finished) and _too_high(control, end, limit))
+        if bad and _came_back(control, limit):
+            return Judgement.DOUBTFUL
         if not bad and control.observed_losses.size:
             self.peak = max(self.peak, lasting_peak(control.observed_losses))
             self.best = min(self.best, float(control.observed_losses.mean()))
@@ -140,6 +143,19 @@ def diverged(control: RateControl, loss_multiple: float) -> bool:
     :raises OutOfOrderError: before any observation
     """
     return not control.finite or _too_high(control, control.observed_losses, loss_multiple - 1.0)
+
+
+def _came_back(control: RateControl, limit: float) -> bool:
+    """Say whether outliers are all that is wrong, and the run has come back from them: one bad batch is no divergence.
+
+    An outlier is a loss that is not finite, or a thousand times the others. The last loss is none, the mean of the
+    others is not too high, and parameters, gradients and optimizer state are finite.
+    """
+    losses = control.observed_losses
+    usual = usual_losses(losses, np.ones(len(losses), dtype=bool), control.memory.first_loss)
+    if usual.all() or not usual[-1] or not control.state_finite:
+        return False
+    return not _too_high(control, losses[usual], limit)
 
 
 def stays_where_it_began(control: RateControl, peak: float, best: float) -> bool:

@@ -157,15 +157,18 @@ class RateControl:
 
     # ------------------------------------------------------------------ decisions
 
-    def note_observation(self, losses: np.ndarray, finite: bool, gradient: float = 0.0) -> None:
+    def note_observation(
+        self, losses: np.ndarray, finite: bool, gradient: float = 0.0, state_finite: bool = False
+    ) -> None:
         """Note what was observed of the run as it is now.
 
         :param losses: of the updates since the last decision or rollback, (k,)
         :param finite: whether losses, gradients, parameters and optimizer state all were
         :param gradient: norm of the pending gradient
+        :param state_finite: whether all of these but the losses were, as far as it is known
         """
         self._seen, self._finite, self._observed_at = losses, finite, self.update
-        self.observed_gradient = gradient
+        self.observed_gradient, self.state_finite = gradient, state_finite
 
     def decide(self, action: float | np.ndarray) -> float:
         """Take a decision and begin a new interval.

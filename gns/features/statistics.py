@@ -79,7 +79,12 @@ class RunStatistics:
     def finite(self) -> np.ndarray:
         """Whether parameters, gradients, optimizer state and losses are all finite, bool (*N,)."""
         losses_finite = np.isfinite(self.losses) | ~self.has_loss
-        return np.isfinite(self.sums).all(axis=(-1, -2)) & losses_finite.all(axis=-1)
+        return self.state_finite & losses_finite.all(axis=-1)
+
+    @property
+    def state_finite(self) -> np.ndarray:
+        """Whether parameters, gradients and optimizer state are all finite, whatever the losses are, bool (*N,)."""
+        return np.isfinite(self.sums).all(axis=(-1, -2))
 
     @cached_property
     def has_loss(self) -> np.ndarray:
