@@ -207,12 +207,12 @@ def test_names_of_artifacts_are_what_wandb_takes_and_stay_apart(offline, here, p
 
 def test_a_run_that_was_gone_on_with_is_synchronised_from_all_its_folders(here):
     lines = []
-    for _ in range(2):
+    for turn in range(2):
         tracker = make_tracker(TrackerConfig(wandb=WandbConfig()), here, "n", "train", {})
         lines = tracker.where()
         tracker.close()
-        for folder in (here / "wandb").glob("offline-run-2*"):  # as if it had begun a second earlier
-            if not folder.name.startswith("offline-run-1999"):
+        for folder in (here / "wandb").glob("offline-run-2*"):
+            if turn == 0:  # as if it had begun in another second
                 folder.rename(folder.with_name("offline-run-1999" + folder.name.removeprefix("offline-run-")[4:]))
     first = next((here / "wandb").glob("offline-run-1999*"))
     assert lines[0].startswith("W&B: wandb sync ") and str(first) in lines[0]
