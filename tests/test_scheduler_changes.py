@@ -197,6 +197,25 @@ def test_pruning_in_mid_run_is_followed_and_the_run_goes_on_from_its_state(at):
     assert "0.weight_orig" in run.scheduler.graph.parameters[0] and run.layers() == again.layers()
 
 
+def test_an_optimizer_made_after_pruning_gets_the_state_of_each_parameter_by_its_name():
+    run, model = Run(made()), made()
+    run.until(7)
+    prune.l1_unstructured(run.model[0], "weight", 0.5)
+    run.until(11)
+    prune.identity(model[0], "weight")
+    again = Run(model)
+    held = [name for name, _ in model.named_parameters()]
+    assert held[:2] == ["0.bias", "0.weight_orig"]  # the optimizer that saved its state had them the other way round
+    for name in ("model", "optimizer", "scheduler"):
+        getattr(again, name).load_state_dict(copy.deepcopy(getattr(run, name).state_dict()))
+    again.number = run.number
+    for one in (run, again):
+        one.until(T)
+    assert run.watch.rates[-5:] == again.watch.rates[-5:]
+    ours, theirs = run.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_rollback_after_pruning_restores_what_bore_another_name():
     run = Run(made(), guard=GuardConfig())
     run.until(5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig, Judgement, Watch, guard_for
 from gns.deciding.guarded_run import GuardedRun
-from gns.errors import LayerGraphError
+from gns.errors import InvalidSettingError, LayerGraphError
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
@@ -29,6 +29,7 @@ from gns.scheduler.state import (
     graph_of_first_rank,
     on_device_of,
     plain_graph,
+    put_state_in_order,
     require_state_of_its_parameters,
 )
 
@@ -73,6 +74,7 @@ class ScheduledRun:
         self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
         self._guarded: GuardedRun | None = None  # made at the first update, once the layer graph is known
         self._core_state: dict[str, Any] | None = None  # what it goes on from
+        self.names_saved: list[str | None] | None = None  # of the parameters, in the order of the state it goes on from
         self._watch = Watch()
         self._graph_problem: LayerGraphError | None = None
         self._changed = False  # model or optimizer were found to have other parameters than the core decides on
@@ -199,6 +201,8 @@ class ScheduledRun:
             ) from self._graph_problem
         now = [float(group["lr"]) for group in optimizer.param_groups]
         initial = [*map(float, initial_lrs), *now[len(initial_lrs) :]]
+        put_state_in_order(optimizer, self.model, self.names_saved)
+        self.names_saved = None
         require_state_of_its_parameters(optimizer, self.model)
         core = DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, initial)
         if self._core_state is not None:
@@ -363,6 +367,19 @@ class ScheduledRun:
 
     def _state_of_core(self) -> dict[str, Any] | None:
         return self.core.state_dict() if self.core is not None else self._core_state
+
+
+def require_kinds(optimizer: Any, model: Any) -> None:
+    """Pass an optimizer and a model.
+
+    :raises InvalidSettingError: on anything else
+    """
+    for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
+        if not isinstance(given, kind):
+            raise InvalidSettingError(
+                f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
+                "GNSScheduler(optimizer, model, total_steps=...)."
+            )
 
 
 def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -26,7 +26,8 @@ from gns.scheduler.lengths import Progress, few_enough, updates_of
 from gns.scheduler.losses import Losses, scalar
 from gns.scheduler.policy_source import frozen_policy
 from gns.scheduler.rates import WrittenRates, make_own, plain, rates_of
-from gns.scheduler.run import ScheduledRun, require_that_it_trains
+from gns.scheduler.run import ScheduledRun, require_kinds, require_that_it_trains
+from gns.scheduler.state import names_held
 from gns.scheduler.state_check import require_state_of
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ class GNSScheduler(LRScheduler):
     everything else at a decision, the only wait for the device that is added (a fused optimizer under a ``GradScaler``
     apart: whether it makes an update is read each time).
 
-    The layer graph is taken from the output of the model's first forward pass with gradients.
-
-    Where several processes train the model, all take the same decisions: see ``docs/distributed.md``.
+    The layer graph is taken from the output of the model's first forward pass with gradients. Where several processes
+    train the model, all take the same decisions: see ``docs/distributed.md``.
 
     :param optimizer: its rates now, or ``initial_lr`` where a group has it, are the initial ones
     :param model: the model it trains; best as it is called, compiled or not
@@ -108,22 +108,12 @@ class GNSScheduler(LRScheduler):
         process_group: ProcessGroup | Literal[False] | None = None,
         record_layers: bool = False,
     ) -> None:
-        for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
-            if not isinstance(given, kind):
-                raise InvalidSettingError(
-                    f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
-                    "GNSScheduler(optimizer, model, total_steps=...)."
-                )
+        require_kinds(optimizer, model)
         budget = updates_of(total_steps)
         require_group(process_group)
         policy = frozen_policy(policy)
-        trained = policy.config.decision
-        decision = replace(
-            trained,
-            min_lr=trained.min_lr if min_lr is None else plain(min_lr),
-            max_lr=trained.max_lr if max_lr is None else plain(max_lr),
-        )
-        decision = few_enough(decision, budget)
+        bounds = {name: plain(rate) for name, rate in (("min_lr", min_lr), ("max_lr", max_lr)) if rate is not None}
+        decision = few_enough(replace(policy.config.decision, **bounds), budget)
         updating(optimizer)
         require_that_it_trains(optimizer, model)
         if graph is not None:
@@ -360,6 +350,7 @@ class GNSScheduler(LRScheduler):
             "_pending": self._pending,
             "_step_count": self._step_count,
             "_last_lr": list(self._last_lr),
+            "parameters": names_held(self.optimizer, self.model),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any], total_steps: int | None = None) -> None:
@@ -373,6 +364,7 @@ class GNSScheduler(LRScheduler):
         require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
         given = self.budget
         self._run.load_state_dict(state_dict)
+        self._run.names_saved = state_dict.get("parameters")
         self._applying = False
         self._losses.clear()
         self._written = None
@@ -390,8 +382,6 @@ class GNSScheduler(LRScheduler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._remove = attach(self, self.optimizer, self.model)
-
-    # ------------------------------------------------------------------ inside
 
     @property
     def _at_start(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gns.errors import StateError
-from gns.graph.layer_graph import LayerGraph, trainable_parameters
+from gns.graph.layer_graph import LayerGraph, trainable_parameters, unwrap
 from gns.parallel.distributed import agree
 
 if TYPE_CHECKING:
@@ -59,6 +59,30 @@ def on_device_of(model: nn.Module, core: dict[str, Any] | None) -> dict[str, Any
         return None
     device = next(iter(trainable_parameters(model).values())).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in core.items()}
+
+
+def names_held(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | None]:
+    """Return the names of what an optimizer holds, in its order; None for a parameter that is not the model's."""
+    names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
+    return [names.get(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def put_state_in_order(optimizer: torch.optim.Optimizer, model: nn.Module, saved: list[str | None] | None) -> None:
+    """Give each parameter the optimizer's state of its name, where it was saved with parameters in another order.
+
+    PyTorch loads an optimizer's state by position. A model that was pruned before its optimizer was made has other
+    positions than one that was pruned afterwards.
+
+    :param saved: names in the order of the run that saved the state; None: not known
+    """
+    now = names_held(optimizer, model)
+    if saved is None or saved == now or None in now or sorted(map(str, saved)) != sorted(map(str, now)):
+        return
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_name = dict(zip(saved, [optimizer.state.pop(parameter, None) for parameter in held], strict=True))
+    for parameter, name in zip(held, now, strict=True):
+        if by_name[name] is not None:
+            optimizer.state[parameter] = by_name[name]
 
 
 def require_state_of_its_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

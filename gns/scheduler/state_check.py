@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gns.deciding.config import DecisionConfig
 from gns.deciding.decision import losses_kept
+from gns.deciding.guard import Watch
 from gns.deciding.rate_control import Memory
 from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
 from gns.features.schemas import get_schema
@@ -80,10 +81,18 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     _whole(state["last_epoch"], "last_epoch", -1, budget)
     _whole(state["_step_count"], "_step_count", 0)
     _whole(state["rollbacks"], "rollbacks", 0)
+    watch = Watch(**state.get("watch", {"rollbacks": state["rollbacks"]}))
+    _whole(watch.rollbacks, "rollbacks of the watch", 0)
+    _whole(watch.doubts, "doubts", 0)
+    for name in ("peak", "best", "gradient"):
+        if type(getattr(watch, name)) not in (int, float) or math.isnan(getattr(watch, name)):
+            raise ValueError(f"{name} is {shown(getattr(watch, name))}; expected a number")
     rates = [_positive(rate, "base_lrs") for rate in _list(state["base_lrs"], "base_lrs")]
     last = [float(rate) for rate in _list(state["_last_lr"], "_last_lr")]
     if len(last) != len(rates) or not all(math.isfinite(rate) and rate >= 0.0 for rate in last):
         raise ValueError(f"_last_lr is {shown(last)}")
+    if not all(name is None or isinstance(name, str) for name in _list(state.get("parameters", []), "parameters")):
+        raise ValueError("parameters are no names")
     graph = None if state["graph"] is None else checked_graph(state["graph"])
     records = [checked_record(record, budget) for record in _list(state["history"], "history")]
     if any(one.update > other.update for one, other in pairwise(records)):
