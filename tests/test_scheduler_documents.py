@@ -9,6 +9,8 @@ import pytest
 import torch
 from scheduler_loop import lively_policy
 
+from gns.scheduler import policy_source
+
 matplotlib.use("Agg")
 
 
@@ -38,6 +40,7 @@ def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch,
 
 def test_the_example_needs_no_argument_for_the_bundled_policy_decides_then(root, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
+    policy_source._tell_of_bundled.cache_clear()  # it is told once a process
     lines = run_example(root, monkeypatch, capsys)
     assert len(lines) == 1 + 20 and "bundled policy decides" in caplog.text
     assert float(lines[-1].removeprefix("accuracy ")) > 0.9
