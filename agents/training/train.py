@@ -153,16 +153,11 @@ def train(
             begin_with(model, config.initial_policy, config.env.decision)
         model.set_logger(Logger(folder=None, output_formats=tracker.writers()))
         under_way = _UnderWay(model, venv, reference, validation, checkpoints, stop, report)
-        watch = under_way.watch = Watch(
-            reference,
-            report,
-            under_way.updated,
-            agent.entropy_coefficient,
-            validation,
-            None if state is None else state["random"],
-        )
+        numbers = None if state is None else state["random"]
+        updated, entropy = under_way.updated, agent.entropy_coefficient
+        watch = under_way.watch = Watch(reference, report, updated, entropy, validation, numbers)
         details = dict(about or {})
-        export = under_way.export = lambda: export_policy(
+        under_way.export = lambda: export_policy(
             model, config.env, agent, _about(tasks, config, watch) | details, kinds
         )
         under_way.on_policy = on_policy
@@ -177,17 +172,7 @@ def train(
         venv.close()
         if validation is not None:
             validation.close()
-    tracker.table("rate_paths", watch.rate_paths())
-    if validation is not None:
-        tracker.table("validation", pd.DataFrame([vars(one) for one in validation.scores]))
-        assert validation.best is not None
-        model.policy.load_state_dict(validation.best)
-    spent = checkpoints.seconds if checkpoints is not None else 0.0
-    _LOGGER.info(
-        "trained on %d episodes in %.0f s, %.1f s of it for checkpoints",
-        *(watch.episodes, time.perf_counter() - start, spent),
-    )
-    return export()
+    return under_way.finished(tracker, time.perf_counter() - start)
 
 
 @dataclass
@@ -231,6 +216,19 @@ class _UnderWay:
             self.checkpoints.write(self.state_dict, self.model.num_timesteps)
         if self.stop is not None:
             self.stop.check()
+
+    def finished(self, tracker: Tracker, seconds: float) -> GNSPolicy:
+        """Keep what is known at the end, and return the policy with the best score, or else the last."""
+        tracker.table("rate_paths", self.watch.rate_paths())
+        if self.validation is not None:
+            tracker.table("validation", pd.DataFrame([vars(one) for one in self.validation.scores]))
+            assert self.validation.best is not None
+            self.model.policy.load_state_dict(self.validation.best)
+        spent = self.checkpoints.seconds if self.checkpoints is not None else 0.0
+        _LOGGER.info(
+            "trained on %d episodes in %.0f s, %.1f s of it for checkpoints", self.watch.episodes, seconds, spent
+        )
+        return self.export()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to go on exactly."""
