@@ -103,7 +103,7 @@ def test_the_path_of_a_long_run_has_a_bounded_number_of_points():
 
 
 def test_rates_and_losses_around_a_rollback():
-    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=7)
+    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=9)
     history = run.scheduler.run_history()
     assert [(r.update, r.rollback) for r in history.records][:4] == [(0, False), (5, False), (10, True), (10, False)]
     updates, rates = history.rate_path()
@@ -187,7 +187,7 @@ def test_what_was_recorded_goes_with_the_state(run):
 
 
 def test_the_picture_marks_decisions_and_rollbacks_with_losses_below(tmp_path):
-    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=7)
+    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=9)
     figure = run.scheduler.plot()
     above, below = figure.axes
     (line,) = above.get_lines()
@@ -327,7 +327,7 @@ def test_what_is_no_history_is_refused(content, tmp_path):
 
 
 def test_inspect_prints_the_decisions_and_writes_the_pictures(tmp_path, capsys):
-    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=7)
+    run = Run(guard=GuardConfig(cut=0.25)).train(end=T + 1, bad=9)
     run.scheduler.save_history(tmp_path / "run.json")
     assert main(["inspect", str(tmp_path / "run.json"), "--feature", "log_weight_rms", "--decision", "1"]) == 0
     shown = capsys.readouterr().out.splitlines()
