@@ -29,7 +29,7 @@ from gns.policy.convolution import MessageCache, convolve
 CONVOLUTIONS: tuple[str, ...] = ("GCNConv", "GraphConv", "SAGEConv")
 NO_GRAPH = "none"
 MOST_LEVELS, MOST_MEMBERS = 64, 16
-TEMPERATURE = 0.1  # of the softmin over costs, which are log losses: what ends 10 % higher weighs e times less
+TEMPERATURE = 0.07  # of the softmin over costs, which are log losses: what ends 7 % higher weighs e times less
 NUM_TYPE_EMBEDDINGS = 8  # one more than there are types, for types of a later version
 
 
