@@ -1,0 +1,141 @@
+"""The prior: profile REX from the calibrated default rate, whatever the initial rate is, as a policy with a name."""
+
+import logging
+import math
+
+import pytest
+import torch
+from plain_loop import small_task
+from torch import nn
+
+from envs import EnvConfig
+from envs.batched.env import BatchedEnv
+from envs.learning_rate_env import LearningRateEnv
+from gns import DecisionConfig, GNSPolicy, GNSScheduler
+from gns.policy.finding import PRIOR_FOLDER
+from gns.policy.prior import prior_policy
+from gns.schedules.calibrated import ENCODER_RATE, calibrated_rate, default_rate, is_pretrained
+from gns.schedules.profiles import get_profile
+from gns.scheduler.policy_source import fingerprint
+
+UPDATES = 40
+REX = get_profile("rex")
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def rates_of(optimizer: torch.optim.Optimizer, model: nn.Module, **settings: object) -> list[list[float]]:
+    """Return the rates of every group at every update of a scheduled run."""
+    scheduler, rates = GNSScheduler(optimizer, model, UPDATES, policy="prior", **settings), []
+    for _ in range(UPDATES):
+        x = torch.randn(16, 4)
+        loss = (model(x) - x[:, :2]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        scheduler.step(loss)
+    return rates
+
+
+def test_the_folder_is_what_the_code_makes():
+    made, shipped = prior_policy(), GNSPolicy.from_pretrained("prior")
+    assert shipped.config == made.config
+    assert fingerprint(shipped) == fingerprint(made)
+    assert (PRIOR_FOLDER / "README.md").is_file()
+    assert all((parameter == 0).all() for parameter in shipped.parameters())
+
+
+@pytest.mark.parametrize("initial", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda p, lr: torch.optim.Adam(p, lr=lr),
+        lambda p, lr: torch.optim.AdamW(p, lr=lr),
+        lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
+    ],
+    ids=["adam", "adamw", "sgdm"],
+)
+def test_the_rates_are_those_of_default_rex_from_every_initial_rate(kind, initial):
+    model = net()
+    optimizer = kind(model.parameters(), initial)
+    expected = calibrated_rate(optimizer, "rex")
+    found = [rate for (rate,) in rates_of(optimizer, model)]
+    assert found == pytest.approx([expected * REX(t / UPDATES) for t in range(UPDATES)], rel=1e-6)
+
+
+def test_groups_keep_their_ratios_and_the_largest_gets_the_default():
+    model = net()
+    groups = [{"params": model[2].parameters(), "lr": 0.5}, {"params": model[0].parameters(), "lr": 0.05}]
+    optimizer = torch.optim.Adam(groups)
+    first = rates_of(optimizer, model)[0]
+    assert first == pytest.approx([10 * calibrated_rate(optimizer), calibrated_rate(optimizer)])
+
+
+def test_an_optimizer_that_was_never_calibrated_keeps_its_rate_and_that_is_said(caplog):
+    model = net()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.002)
+    with caplog.at_level(logging.WARNING):
+        assert rates_of(optimizer, model)[0] == [pytest.approx(0.002)]
+    assert "initial rate is taken as it is given" in caplog.text
+
+
+def test_the_initial_rate_may_be_trusted():
+    model = net()
+    policy = prior_policy()
+    trusting = DecisionConfig(mode="prior", trust_initial_rate=True)
+    object.__setattr__(policy.config, "decision", trusting)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    scheduler = GNSScheduler(optimizer, model, UPDATES, policy=policy)
+    loss = model(torch.randn(4, 4)).square().mean()
+    loss.backward()
+    optimizer.step()
+    scheduler.step(loss.detach())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
+
+
+def test_an_environment_alone_and_environments_together_begin_at_the_default():
+    task, decision = small_task(), DecisionConfig(mode="prior", num_decisions=4)
+    config = EnvConfig(optimizers=("sgdm",), budgets=(8, 8), decision=decision)
+    alone, together = LearningRateEnv([task], config), BatchedEnv(task, config, "sgdm", 2)
+    alone.reset(options={"learning_rate": 1e-4, "seed": 1})
+    together.set_options([{"learning_rate": 1e-4, "seed": 1}, {"learning_rate": 0.3, "seed": 1}])
+    together.seed(0), together.reset()
+    expected = calibrated_rate(alone.run.optimizer, "rex")
+    assert alone.core.learning_rate == pytest.approx(expected)
+    assert [control.learning_rate for control in together.controls] == pytest.approx([expected] * 2)
+    assert alone.core.level == pytest.approx(1.0)
+
+
+# ---------------------------------------------------------------------- what a default is
+
+
+def test_a_model_is_pretrained_where_its_normalisation_is_not_as_it_began():
+    made = [nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2)]
+    assert not any(map(is_pretrained, made))
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    assert not is_pretrained(model)
+    with torch.no_grad():
+        model[1].bias.normal_()
+    assert is_pretrained(model)
+
+
+def test_pretrained_encoders_have_a_rate_of_their_own():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16)
+    adam = torch.optim.AdamW(encoder.parameters(), lr=1.0)
+    sgd = torch.optim.SGD(encoder.parameters(), lr=1.0)
+    assert default_rate(adam, encoder) == calibrated_rate(adam)
+    with torch.no_grad():
+        encoder.norm1.weight.normal_()
+    assert default_rate(adam, encoder) == ENCODER_RATE
+    assert default_rate(sgd, encoder) == calibrated_rate(sgd, fine_tuning=True)
+
+
+def test_a_profile_that_was_not_measured_has_the_rate_of_rex():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    assert default_rate(optimizer, model, "constant") == calibrated_rate(optimizer, "rex")
+    assert not math.isnan(default_rate(optimizer, model, "linear"))
