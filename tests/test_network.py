@@ -44,6 +44,7 @@ FORMS = {
     "paper features": {"features": "gns-paper"},
     "paper features hierarchical": {"features": "gns-paper", "hierarchical": True},
     "no node features": {"features": "srls"},
+    "travel": {"features": "gns-2"},
     "costs": {"levels": 9},
     "members": {"members": 3},
 }
@@ -295,7 +296,7 @@ def test_a_new_policy_changes_next_to_nothing(form):
 @pytest.mark.parametrize("features", sorted(SCHEMAS))
 def test_gradients_reach_every_parameter(convolution, hierarchical, features):
     torch.manual_seed(0)
-    form = {"gns-1": "flat", "gns-paper": "paper features", "srls": "no node features"}[features]
+    form = {"gns-1": "flat", "gns-2": "travel", "gns-paper": "paper features", "srls": "no node features"}[features]
     made = GNSNetwork(NetworkConfig(features, convolution, hierarchical, hidden=8, head=8))
     action, value = made(batch_observations([observation(seed, 6, form) for seed in range(4)]))
     (action.sum() + value.sum()).backward()

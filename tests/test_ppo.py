@@ -7,7 +7,7 @@ from agents.training.ppo import PPOConfig, export_policy, make_ppo, make_vec_env
 from agents.training.schedule_reference import BaselineConfig
 from agents.training.train import TrainConfig, train
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
-from gns import DecisionConfig, NetworkConfig
+from gns import DecisionConfig, InvalidSettingError, NetworkConfig
 
 TASKS = ["digits_mlp", "digits_cnn"]
 ENV = EnvConfig(budgets=(20, 30), decision=DecisionConfig(num_decisions=5), reward_probability=1.0)
@@ -18,6 +18,14 @@ def model():
     config = PPOConfig(num_envs=2, episodes_per_rollout=4, batch_size=10, n_epochs=2, network=NetworkConfig(hidden=16))
     venv = make_vec_env([get_task(name) for name in TASKS], ENV, 2, 0, seed=0)
     yield make_ppo(venv, config, 5, seed=0), config
+    venv.close()
+
+
+def test_several_members_are_not_trained_by_ppo():
+    config = PPOConfig(num_envs=1, network=NetworkConfig(hidden=8, members=2))
+    venv = make_vec_env([get_task(TASKS[0])], ENV, 1, 0, seed=0)
+    with pytest.raises(InvalidSettingError, match="members = 2; PPO trains one"):
+        make_ppo(venv, config, 5, seed=0)
     venv.close()
 
 

@@ -164,7 +164,7 @@ def replay(record: Mapping[str, Any], pool: PoolConfig, features: str = "gns-1")
     :param features: schema of observations
     :raises StateError: if the record is of another kind, or its run is lost on the way
     """
-    return list(replays([record], pool, features))[0]
+    return next(replays([record], pool, features))
 
 
 def replays(records: Sequence[Mapping[str, Any]], pool: PoolConfig, features: str = "gns-1") -> Iterator[BatchedEnv]:

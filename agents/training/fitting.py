@@ -46,6 +46,7 @@ class FittingConfig:
     :param weight_decay: of matrices
     :param noise: standard deviation of what is added to every feature
     :param forgotten: share of the global features that are set to 0
+    :param dropout: on what the encoder gives; dropout between its convolutions costs more than it gains
     """
 
     steps: int = 400
@@ -54,11 +55,12 @@ class FittingConfig:
     weight_decay: float = 1e-2
     noise: float = 0.1
     forgotten: float = 0.05
+    dropout: float = 0.1
 
 
 def network_config(features: str, members: int = 3) -> NetworkConfig:
     """Return the network that is fitted."""
-    return NetworkConfig(features=features, hidden=32, head=32, dropout=0.1, levels=LEVELS, members=members)
+    return NetworkConfig(features=features, hidden=32, head=32, levels=LEVELS, members=members)
 
 
 def fit(
@@ -99,7 +101,8 @@ def _fit_member(
         chosen, order = order[: config.batch_size], order[config.batch_size :]
         batch = _disturbed(batch_observations([examples[i].observation for i in chosen]), config)
         assert isinstance(member.actor, CostActor)
-        errors = (member.actor.costs(member.encoder(batch)) - costs[chosen]) ** 2
+        embedding = torch.dropout(member.encoder(batch), config.dropout, train=True)
+        errors = (member.actor.costs(embedding) - costs[chosen]) ** 2
         optimizer.zero_grad()
         (errors * known[chosen]).sum().div(config.batch_size).backward()
         optimizer.step()
@@ -113,9 +116,7 @@ def _targets(examples: Sequence[Example], network: NetworkConfig) -> tuple[torch
     What lies beyond a curve's ends weighs nothing. All tasks weigh alike but those of few states.
     """
     levels = np.linspace(-1.0, 1.0, network.levels) * network.action_scale * np.log10(BASE)
-    blurred = [
-        replace(one, costs=np.convolve(np.pad(one.costs, 1, mode="edge"), _BLUR, "valid")) for one in examples
-    ]
+    blurred = [replace(one, costs=np.convolve(np.pad(one.costs, 1, mode="edge"), _BLUR, "valid")) for one in examples]
     costs = np.array([one.costs_at(levels) for one in blurred])
     within = [abs(levels - one.level) <= REACH[-1] + 1e-6 for one in examples]
     counts = _counts(examples)
@@ -158,7 +159,8 @@ def cross_validated(
     :param seed: of the deal
     """
     names = sorted(_counts(examples))
-    dealt = dict(zip(np.random.default_rng(seed).permutation(names).tolist(), np.arange(len(names)) % folds, strict=True))
+    order = np.random.default_rng(seed).permutation(names).tolist()
+    dealt = dict(zip(order, np.arange(len(names)) % folds, strict=True))
     fold, found = np.array([dealt[one.task] for one in examples]), np.zeros(len(examples))
     for number in np.unique(fold):
         rest = [one for one, where in zip(examples, fold, strict=True) if where != number]
@@ -188,9 +190,11 @@ def report(examples: Sequence[Example], actions: np.ndarray) -> list[str]:
         ways |= {"prior": np.zeros(len(seen)), "half of the action": chosen / 2, "action": chosen}
         for way, its in ways.items():
             cost = regrets(seen, its)
-            text = f"{name}, {len(seen)} states of {len(cost)} tasks, {way}: loss over the best "
-            text += "%.3f [%.3f, %.3f]; over the prior's " % ratio_with_interval(cost)
-            lines.append(text + "%.3f [%.3f, %.3f]" % ratio_with_interval(cost - prior))
+            numbers = [*ratio_with_interval(cost), *ratio_with_interval(cost - prior)]
+            text = "loss over the best {:.3f} [{:.3f}, {:.3f}], over the prior's {:.3f} [{:.3f}, {:.3f}]".format(
+                *numbers
+            )
+            lines.append(f"{name}, {len(seen)} states of {len(cost)} tasks, {way}: {text}")
     return lines
 
 

@@ -110,8 +110,8 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if network_config.members > 1:
             raise InvalidSettingError(
-                f"The network has members = {network_config.members}; PPO trains one. Set agent.network.members to 1, or "
-                "fit the members to cost curves, see agents.training.fitting."
+                f"The network has members = {network_config.members}; PPO trains one. Set agent.network.members to 1, "
+                "or fit the members to cost curves, see agents.training.fitting."
             )
         self.network_config, self._learn_std = network_config, learn_std
         network = GNSNetwork(network_config)

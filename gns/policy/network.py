@@ -94,7 +94,9 @@ class NetworkConfig:
             if not (isinstance(value, int) and 1 <= value <= 4096):
                 raise InvalidSettingError(f"{name} is {value!r}; expected a whole number from 1 to 4096.")
         if not (isinstance(self.levels, int) and 0 <= self.levels <= MOST_LEVELS) or self.levels == 1:
-            raise InvalidSettingError(f"levels is {self.levels!r}; expected 0, or a whole number from 2 to {MOST_LEVELS}.")
+            raise InvalidSettingError(
+                f"levels is {self.levels!r}; expected 0, or a whole number from 2 to {MOST_LEVELS}."
+            )
         if not (isinstance(self.members, int) and 1 <= self.members <= MOST_MEMBERS):
             raise InvalidSettingError(f"members is {self.members!r}; expected a whole number from 1 to {MOST_MEMBERS}.")
         if not 0.0 <= self.dropout < 1.0:
@@ -257,8 +259,9 @@ class GNSNetwork(nn.Module):
     def actions(self, batch: GraphBatch) -> tuple[Tensor, Tensor | None]:
         """Return the mean action (B, 1), and that of each layer (N,); None where layers have none. All in [-1, 1]."""
         if self.members is not None:
-            shared, layers = zip(*(member.actions(batch) for member in self.members), strict=True)  # type: ignore[operator]
-            return torch.stack(shared).mean(dim=0), torch.stack(layers).mean(dim=0) if self.config.per_layer else None
+            shared, its = zip(*(member.actions(batch) for member in self.members), strict=True)  # type: ignore[operator]
+            mean = torch.stack(shared).mean(dim=0)
+            return mean, torch.stack(its).mean(dim=0) if self.config.per_layer else None
         if self.layer_actor is None:
             return self.actor(self.encoder(batch)), None
         assert isinstance(self.encoder, GraphEncoder)
