@@ -27,7 +27,7 @@ from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.deciding.guard import Judgement, Watch
-from gns.deciding.rate_control import RateControl
+from gns.deciding.rate_control import RateControl, initial_rate
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
 
@@ -190,7 +190,8 @@ class BatchedEnv(CheckedVecEnv):
 
     def new_control(self, episode: Episode) -> RateControl:
         """Return what keeps the rate of an episode that begins."""
-        return RateControl(episode.budget, self.config.decision, [episode.learning_rate])
+        config = self.config.decision
+        return RateControl(episode.budget, config, [initial_rate(episode.learning_rate, config)])
 
     def _begin(self, rows: list[int]) -> None:
         """Begin the runs of new episodes, evaluate them, and compute their first gradients."""
