@@ -289,6 +289,12 @@ def test_values_of_a_history(history_file, edits):
     read_history(history_file[0], json.dumps(restructured(json.loads(history_file[1]), edits)).encode())
 
 
+def test_a_feature_beyond_single_precision_is_refused_without_a_warning(history_file):
+    plain = json.loads(history_file[1])
+    plain["layers"][4][1][0][4] = -1e308
+    assert read_history(history_file[0], json.dumps(plain).encode()) is None
+
+
 DRAWN = [
     ("graph", "names", 0),
     ("graph", "depths", 1),

@@ -422,6 +422,7 @@ DAMAGE = [
     ("_step_count", None),
     ("_pending", 1),
     ("rollbacks", MISSING),
+    ("last_epoch", 0),
     ("base_lrs", 3),
     ("base_lrs", [0.0, -1.0]),
     ("base_lrs.0", float("nan")),

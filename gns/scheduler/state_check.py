@@ -108,6 +108,8 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
         raise ValueError(f"_pending is {shown(state['_pending'])}")
     if begun:
         _check_core(state["core"], decision, budget, interval, graph, rates)
+        if state["core"]["memory"]["update"] != state["last_epoch"]:
+            raise ValueError(f"last_epoch is {state['last_epoch']} after {state['core']['memory']['update']} updates")
 
 
 def _check_core(
