@@ -18,7 +18,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,6 +49,14 @@ from train_agent import _OUTSIDE_TRAINING
 EXAMPLES = int(os.environ.get("GNS_FUZZ_EXAMPLES", "60"))
 LONG = "GNS_FUZZ_EXAMPLES" in os.environ
 CHECKS = list(HealthCheck)
+OUTCOMES = Counter()  # of the test that runs; whatever is neither is a raw error, and fails it
+
+
+@pytest.fixture(autouse=True)
+def outcomes(request):
+    OUTCOMES.clear()
+    yield
+    print(f"{request.node.name}: {dict(OUTCOMES)}")
 
 
 def fuzz(share: float = 1.0):
@@ -178,8 +186,10 @@ def load(files: tuple[Path, dict[str, bytes]], **changed: bytes) -> None:
     try:
         policy = GNSPolicy.from_pretrained(folder)
     except PolicyFormatError as error:
+        OUTCOMES["refused"] += 1
         assert len(str(error)) < 10_000
         return
+    OUTCOMES["accepted"] += 1
     schema = SCHEMAS[policy.config.decision.features]
     seen = Observation(
         nodes=np.full((3, len(schema.node)), schema.bound, np.float32),
@@ -257,10 +267,10 @@ def read_history(path: Path, content: bytes) -> RunHistory | None:
     try:
         history = load_history(path)
     except StateError as error:
-        event("refused")
+        OUTCOMES["refused"] += 1
         assert len(str(error)) < 2000
         return None
-    event("accepted")
+    OUTCOMES["accepted"] += 1
     updates, rates = history.rate_path()
     assert len(updates) == len(rates) <= 10_000 + 2 * len(history.records) and np.isfinite(rates).all()
     assert all(math.isfinite(loss) for *_, loss in history.losses())
@@ -277,6 +287,12 @@ def test_bytes_of_a_history(history_file, edits):
 @given(edits=JSON_EDITS)
 def test_values_of_a_history(history_file, edits):
     read_history(history_file[0], json.dumps(restructured(json.loads(history_file[1]), edits)).encode())
+
+
+def test_a_feature_beyond_single_precision_is_refused_without_a_warning(history_file):
+    plain = json.loads(history_file[1])
+    plain["layers"][4][1][0][4] = -1e308
+    assert read_history(history_file[0], json.dumps(plain).encode()) is None
 
 
 DRAWN = [
@@ -308,7 +324,6 @@ def test_pictures_of_a_history(history_file, place, value):
 
 # ---------------------------------------------------------------------- states of schedulers
 
-OUTCOMES = Counter()
 TENSORS = st.one_of(
     st.sampled_from([torch.zeros(0), torch.ones(5), torch.full((5,), float("nan")), torch.tensor(1e30)]),
     st.sampled_from([torch.zeros(3, dtype=torch.int64), torch.zeros(2, 2), torch.zeros(6), torch.tensor(True)]),
@@ -354,8 +369,7 @@ def scheduler_states():
     for updates in (0, 7, 18):
         trained_a_little(scheduler, updates)
         states.append(copy.deepcopy(scheduler.state_dict()))
-    yield states
-    print(f"states of schedulers: {dict(OUTCOMES)}")
+    return states
 
 
 @fuzz()
@@ -398,6 +412,7 @@ def test_bytes_of_kept_results(results, edits):
     path, content = results
     path.write_bytes(edited(content, edits))
     cache = ResultsCache(path)
+    OUTCOMES.update(accepted=len(cache), refused=3 - len(cache))  # of three results
     assert len(cache) <= 3 and all(cache.get(key) in (None, ROW) for key in ("first", "second", "third"))
     cache.put("fourth", ROW)
     assert ResultsCache(path).get("fourth") == ROW
@@ -411,6 +426,7 @@ def test_values_of_kept_results(results, edits, key, seal):
     entry = {"key": key, "check": _check(key, row) if seal else key, "row": row}
     path.write_text(f"{json.dumps(entry)}\n{json.dumps(restructured(entry, edits))}\n")
     cache = ResultsCache(path)
+    OUTCOMES["accepted" if len(cache) else "refused"] += 1
     cache.put("good", ROW)
     assert ResultsCache(path).get("good") == ROW
 
@@ -430,6 +446,7 @@ def test_bytes_of_a_checkpoint(checkpoint, edits):
     damaged = edited(content, edits)
     path.write_bytes(damaged)
     found = store.newest("mine")
+    OUTCOMES["refused" if found is None else "accepted"] += 1
     assert (found is None) == (damaged != content)
 
 
@@ -442,7 +459,8 @@ def test_bytes_of_a_checkpoint_whose_seal_is_made_anew(checkpoint, edits):
     try:
         found = store.newest("mine")
     except GNSError:
-        return
+        found = None
+    OUTCOMES["refused" if found is None else "accepted"] += 1
     assert found is None or isinstance(found[0], dict)
 
 
@@ -505,6 +523,8 @@ def test_overrides_on_the_command_line(hydra_here, root, overrides):
         outside = _OUTSIDE_TRAINING if root == "train_agent" else _OUTSIDE_PROTOCOL
         content = {key: value for key, value in plain(config).items() if key not in outside}
         build(TrainConfig if root == "train_agent" else EvaluationConfig, content)
+        OUTCOMES["accepted"] += 1
     except (GNSError, HydraException, OmegaConfBaseException) as error:
+        OUTCOMES["refused"] += 1
         assert str(error)
     assert not any(name.startswith("fuzz_sentinel") for name in sys.modules)

@@ -14,7 +14,7 @@ import evaluate
 import train_agent
 from agents.runtime.command import check_folder, require_device
 from agents.runtime.output_folder import folder_of, output_folder
-from agents.training.saving import save_policy
+from agents.training.saving import require_unfinished, save_policy
 from envs.engine import EngineConfig
 from gns import GNSPolicy, NetworkConfig, PolicyConfig
 from gns.errors import CheckpointError, FolderInUseError, InvalidSettingError
@@ -174,6 +174,26 @@ def test_a_policy_that_cannot_be_saved_is_kept_elsewhere_and_the_one_there_stays
     (kept,) = temporary.iterdir()
     assert str(kept) in str(told.value)
     GNSPolicy.from_pretrained(kept)
+
+
+def test_what_a_killed_save_left_goes_with_the_next_and_a_note_is_whole_or_not_there(tmp_path, policy, monkeypatch):
+    place = tmp_path / "x"
+    (place / ".policy.1234.tmp").mkdir(parents=True)
+    (place / ".policy.1234.tmp" / "config.json").write_text("{")
+    save_policy(policy, place, "first")
+    real = Path.write_text
+
+    def full(path, text, **settings):
+        real(path, text[:5] if "finished" in path.name else text, **settings)
+        if "finished" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_policy(policy, place, "first")
+    assert require_unfinished(place, "first") is False
+    assert sorted(path.name for path in place.iterdir()) == ["finished.json", "policy"]
 
 
 def test_what_lies_beside_a_policy_stays_when_it_is_replaced(tmp_path, policy):

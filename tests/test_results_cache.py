@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -12,7 +13,7 @@ import gns
 from agents.controllers import PolicyController, ScheduleController
 from agents.evaluation import sweep
 from agents.evaluation.protocol import EvaluationConfig, Grid, evaluate
-from agents.evaluation.results_cache import ResultsCache, result_key
+from agents.evaluation.results_cache import LONGEST, ResultsCache, result_key
 from agents.evaluation.sweep import Job, run_jobs
 from envs.learning_rate_env import Episode
 from envs.tasks import get_task
@@ -192,9 +193,11 @@ def test_what_is_no_number_survives(tmp_path):
         lambda line: b"[1, 2]",
         lambda line: b"null",
         lambda line: b"[" * 100_000,
+        lambda line: b'{"key": "second", "row": {"path": [], "o": [' + b"{}," * LONGEST + b"{}]}}",
+        lambda line: line[:-1] + b" " * 2 * LONGEST + b"}",
         lambda line: json.dumps({**json.loads(line), "key": "third"}).encode(),
     ],
-    ids=["torn", "changed", "binary", "list", "null", "deep", "swapped"],
+    ids=["torn", "changed", "binary", "list", "null", "deep", "long", "padded", "swapped"],
 )
 def test_a_damaged_line_is_skipped_with_a_warning_and_costs_itself_alone(tmp_path, caplog, damage):
     path = tmp_path / "cache"
@@ -206,6 +209,19 @@ def test_a_damaged_line_is_skipped_with_a_warning_and_costs_itself_alone(tmp_pat
     cache = ResultsCache(path)
     assert len(cache) == 2 and cache.get("second") is None and cache.get("third")["controller"] == "third"
     assert caplog.text.count("Line 2 of") == 1
+
+
+def test_a_file_of_garbage_is_told_of_in_few_words_and_little_memory(tmp_path, caplog):
+    path = tmp_path / "cache"
+    ResultsCache(path).put("first", ROW)
+    path.write_bytes(b"\x00garbage\n" * 3000 + path.read_bytes() + b"[" + b"{}," * 2**22)
+    tracemalloc.start()
+    cache = ResultsCache(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * LONGEST and len(caplog.records) == 11 and "2991 more lines of" in caplog.text
+    cache.put("second", ROW)  # on a line of its own
+    assert len(ResultsCache(path)) == len(cache) == 2
 
 
 def test_a_line_cut_off_by_a_crash_does_not_spoil_the_next(tmp_path, caplog):

@@ -150,6 +150,30 @@ def test_per_layer_rates_take_up_groups_and_layers():
     assert len(run.watch.rates[-1]) == 2 and run.layers() == ("0", "2", "4")
 
 
+def test_a_group_may_be_added_late_at_a_rate_that_means_an_initial_one_beyond_the_bounds(tmp_path):
+    def run_of(updates: int, added: bool) -> Run:
+        run = Run(made(), policy=lively_policy(mode="profile"))
+        run.until(updates)
+        if added:
+            run.model.append(nn.Linear(3, 3))
+            run.optimizer.add_param_group({"params": run.model[5].parameters(), "lr": 9.0})
+        return run
+
+    whole = run_of(T - 7, True)
+    whole.until(T - 3)
+    assert whole.layers() == ("0", "2", "4", "5") and whole.scheduler.base_lrs[1] > whole.scheduler.decision.max_lr
+    updates, rates = whole.scheduler.run_history().rate_path()
+    since = (updates >= T - 7) & (updates < T - 3)  # the record does not say when a group was added
+    assert rates[since] == pytest.approx([rate[0] for rate in whole.watch.rates[-4:]], rel=1e-12)
+    resumed, saved = run_of(0, True), copy.deepcopy(whole.scheduler.state_dict())
+    resumed.number = whole.number
+    resumed.model.load_state_dict(whole.model.state_dict())
+    resumed.optimizer.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
+    resumed.scheduler.load_state_dict(saved)
+    whole.until(T), resumed.until(T)
+    assert resumed.watch.rates == whole.watch.rates[-3:] and max(map(max, whole.watch.rates[-7:])) <= 10.0
+
+
 def test_a_group_whose_rate_is_out_of_bounds_or_that_is_taken_away_is_refused():
     run = Run(made())
     run.until(6)

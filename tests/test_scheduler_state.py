@@ -422,9 +422,11 @@ DAMAGE = [
     ("_step_count", None),
     ("_pending", 1),
     ("rollbacks", MISSING),
+    ("last_epoch", 0),
     ("base_lrs", 3),
     ("base_lrs", [0.0, -1.0]),
     ("base_lrs.0", float("nan")),
+    ("base_lrs.0", torch.tensor(1e30)),
     ("base_lrs.0", torch.ones(3)),
     ("_last_lr", [0.1]),
     ("_last_lr.0", "fast"),
@@ -448,6 +450,7 @@ DAMAGE = [
     ("core.memory.layer_actions", [0.5]),
     ("core.initial_lrs", [0.1]),
     ("core.initial_lrs.0", float("inf")),
+    ("core.initial_lrs.0", 1e-30),
     ("core.losses", torch.zeros(1)),
     ("core.losses", None),
     ("core.losses", torch.zeros(2, dtype=torch.int64)),
@@ -478,6 +481,13 @@ def test_a_damaged_state_is_refused_by_name_and_changes_nothing(under_way, path,
     after = run.scheduler.state_dict()
     assert after["history"] == before["history"] and after["core"]["memory"] == before["core"]["memory"]
     run.train(3, T)
+
+
+def test_initial_rates_of_a_state_before_any_update_are_within_the_bounds():
+    state = Run().scheduler.state_dict()
+    for rate in (1e-9, 11.0):
+        with pytest.raises(StateError, match="initial learning rate is"):
+            Run().scheduler.load_state_dict(damaged(state, "base_lrs.0", rate))
 
 
 @pytest.mark.parametrize("state", [None, 3, [], "text"])

@@ -1,6 +1,7 @@
 """Sums in pieces: equal to those of whole tensors, for every optimizer and kind of tensor, without new memory."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gns import DecisionConfig, DecisionCore, layer_graph
+from gns.features import sums
 from gns.features.statistics import NUM_SUMS, SUM_ABS_G, SUM_G2, SUM_GM, SUM_M2, SUM_U2, SUM_V, SUM_W, SUM_W2
 from gns.features.sums import PIECEWISE_FROM, Sums, foreach_sums, piecewise_sums, read_sums
 
@@ -317,3 +319,22 @@ def test_a_decision_makes_no_copy_of_a_large_model(name):
         core.set_rates()
         optimizer.step()
         core.note_update(loss)
+
+
+def test_no_number_of_a_piece_is_kept_while_the_next_is_read(monkeypatch):
+    """Each would lie in room that a piece had, and the process would grow by a piece for every piece."""
+    numbers, real = [], sums._sums_of_piece
+
+    def watched(*given):
+        assert not any(number() is not None for number in numbers)
+        found = real(*given)
+        numbers[:] = map(weakref.ref, found)
+        return found
+
+    monkeypatch.setattr(sums, "_sums_of_piece", watched)
+    tensors = parameters()
+    optimizer = make("sgd momentum", tensors)
+    compute_gradients(tensors, 0)
+    optimizer.step()
+    piecewise_sums(optimizer, tensors, [p.grad for p in tensors], 1, PIECE)
+    assert numbers

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from test_sums import compute_gradients, every_optimizer, make, parameters
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
 from torch.utils._pytree import tree_map
 
+from gns import DecisionConfig, GNSPolicy, GNSScheduler, GuardConfig, NetworkConfig, PolicyConfig
 from gns.features.sums import beside, read_sums
 from gns.parallel.distributed import local_optimizer
 
@@ -44,8 +47,19 @@ class Elsewhere(Tensor):
             return torch.device("cpu") if value == torch.device("meta") else value
 
         def outside(value: Any) -> Any:
-            return given.get(id(value)) or Elsewhere(value) if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor):
+                return given[id(value)] if id(value) in given else Elsewhere(value)
+            return value
 
+        if function.name().startswith("aten::_foreach") and len({t.device for t in args[0]}) > 1:
+            # As PyTorch does where a list is of several devices: one after the other.
+            of_each = zip(
+                *(arg if isinstance(arg, list | tuple) else [arg] * len(args[0]) for arg in args), strict=True
+            )
+            parts = [
+                function(*([value] if isinstance(value, Tensor | float) else value for value in one)) for one in of_each
+            ]
+            return None if parts[0] is None else [part for (part,) in parts]
         return tree_map(outside, function(*tree_map(inside, args), **tree_map(inside, kwargs)))
 
 
@@ -83,3 +97,67 @@ def test_numbers_of_two_devices_are_put_together_in_their_order():
     numbers = [torch.tensor(float(i)) if i % 3 else Elsewhere(torch.tensor(float(i))) for i in range(7)]
     Elsewhere.copies = 0
     assert torch.equal(beside(numbers[1:]), torch.arange(1.0, 7.0)) and Elsewhere.copies == 1
+
+
+# ---------------------------------------------------------------------- a run of a model in stages
+
+
+class Over(Function):
+    """To the second device and, backwards, home."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return Elsewhere(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Tensor:
+        return gradient.inner.clone()
+
+
+class Home(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Tensor:
+        return x.inner.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return Elsewhere(gradient.clone())
+
+
+class Stages(nn.Module):
+    """Three stages, of which the second may lie elsewhere."""
+
+    def __init__(self, spread: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+        self.over, self.home = (Over.apply, Home.apply) if spread else (lambda x: x, lambda x: x)
+        for name, parameter in list(self.middle.named_parameters()):
+            setattr(self.middle, name, nn.Parameter(moved(parameter, spread)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.home(torch.tanh(self.middle(self.over(self.first(x))))))
+
+
+def rates_and_rollbacks(spread: bool, kind: type[torch.optim.Optimizer]) -> tuple[list[float], list[bool]]:
+    policy = GNSPolicy(PolicyConfig(NetworkConfig(hidden=4, head=4, type_embedding=2), DecisionConfig(num_decisions=5)))
+    model, rates = Stages(spread), []
+    optimizer = kind(model.parameters(), lr=0.01)
+    scheduler = GNSScheduler(optimizer, model, 25, policy=policy, guard=GuardConfig())
+    for t, x in enumerate(torch.randn(25, 8, 3, generator=torch.Generator().manual_seed(1))):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss * (torch.inf if t == 9 else 1.0))
+        rates.append(scheduler.get_last_lr()[0])
+    return rates, [record.rollback for record in scheduler.history]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad])  # one of known updates, one of measured ones
+def test_a_model_in_stages_on_two_devices_is_scheduled_and_taken_back_as_on_one(kind):
+    torch.manual_seed(0)
+    expected, rollbacks = rates_and_rollbacks(False, kind)
+    torch.manual_seed(0)
+    found = rates_and_rollbacks(True, kind)
+    assert found == (pytest.approx(expected, rel=1e-9), rollbacks) and sum(rollbacks) == 1

@@ -12,7 +12,7 @@ import os
 import zlib
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,6 +22,8 @@ from envs.learning_rate_env import Episode
 from gns.errors import InvalidSettingError
 
 CACHE_FORMAT = 2  # another number and no earlier row is found
+LONGEST = 2**20  # bytes of a line; a row has some 10,000
+_TOLD = 10  # damaged lines that are told of one by one
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -29,7 +31,7 @@ class ResultsCache:
     """Rows of :func:`agents.evaluation.sweep.run_job` by key, in a file of JSON lines that only grows.
 
     One process writes. A row is on the disk when :meth:`put` returns; a line cut off by a crash costs that row alone.
-    Where a key comes twice the later line counts.
+    Where a key comes twice the later line counts. A line longer than :data:`LONGEST` is damaged, and passed over.
 
     :param path: the file; need not exist yet
     :raises InvalidSettingError: if it cannot be read
@@ -38,19 +40,37 @@ class ResultsCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
+        self._torn, self._damaged = False, 0
         try:
-            content = path.read_bytes() if path.exists() else b""
+            if path.exists():
+                with path.open("rb") as file:
+                    self._read_lines(file)
         except OSError as error:
             raise InvalidSettingError(
                 f"Cannot read {path} ({error}); expected a file of results, or none. Move it away, or set cache: false."
             ) from error
-        self._torn = bool(content) and not content.endswith(b"\n")
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if line.strip():
-                self._read(line, number)
+        if self._damaged > _TOLD:
+            _LOGGER.warning("%d more lines of %s are damaged.", self._damaged - _TOLD, path)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def _read_lines(self, file: BinaryIO) -> None:
+        number = 0
+        while line := file.readline(LONGEST):
+            number, rest = number + 1, line
+            while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
+                line = b""
+            self._torn = not rest
+            if not line:
+                self._tell(number, f"it is longer than {LONGEST:,} bytes")
+            elif line.strip():
+                self._read(line, number)
+
+    def _tell(self, number: int, why: object) -> None:
+        self._damaged += 1
+        if self._damaged <= _TOLD:
+            _LOGGER.warning("Line %d of %s is damaged (%s); its run will be trained again.", number, self.path, why)
 
     def _read(self, line: bytes, number: int) -> None:
         try:
@@ -62,7 +82,7 @@ class ResultsCache:
                 raise ValueError("its checksum is wrong")
             row["path"] = [(progress, rate) for progress, rate in row["path"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            _LOGGER.warning("Line %d of %s is damaged (%s); its run will be trained again.", number, self.path, error)
+            self._tell(number, error)
             return
         self._rows[key] = row
 

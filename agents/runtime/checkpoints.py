@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gns.errors import CheckpointError, CheckpointMismatchError, InvalidSettingError, require_count
+from gns.whole_files import synchronise, written_whole
 
 CHECKPOINT_FORMAT = 1
 MAGIC = b"GNSCKPT\n"
@@ -65,7 +66,7 @@ class CheckpointStore:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _sync_folder(self.folder.parent)
+                synchronise(self.folder.parent)
             earlier = self._files()
             number = 1 + (earlier[0][0] if earlier else 0)
             path = self.folder / f"{number:08d}-step-{step}.checkpoint"
@@ -115,9 +116,8 @@ class CheckpointStore:
         return sorted(found, reverse=True)
 
     def _write(self, path: Path, content: Iterable[bytes | memoryview]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with written_whole(path) as beside:
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             try:
                 for part in content:
                     left = memoryview(part)
@@ -126,11 +126,7 @@ class CheckpointStore:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-            os.replace(temporary, path)
-            _sync_folder(self.folder)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        synchronise(self.folder)
 
     def _remove(self, old: list[Path]) -> None:
         """Remove checkpoints, and what saves that were cut off left behind. What cannot be removed costs room alone."""
@@ -234,15 +230,3 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         f"{where} is a {type(value).__name__}, which a checkpoint does not hold; expected text, a flag, a number, "
         "None, a dense tensor, or mappings, lists and tuples of them. Of numpy: torch.from_numpy(array), or .tolist()."
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """See to it that names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
-            raise
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors import SafetensorError
 
 from gns.errors import CheckpointError, InvalidSettingError
 from gns.policy.artefact import GNSPolicy
-from gns.policy.finding import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from gns.policy.finding import WEIGHTS_FILE
+from gns.whole_files import synchronise, written_whole
 
 POLICY = "policy"  # its folder within that of the training
 _FINISHED = "finished.json"  # names the training that the policy is of
@@ -29,21 +29,17 @@ def save_policy(policy: GNSPolicy, folder: Path, identity: str) -> Path:
     :return: the policy's folder
     :raises CheckpointError: if it cannot be saved there, as on a full disk, naming where it was saved instead
     """
-    target, beside = folder / POLICY, folder / f".{POLICY}.new"
+    target = folder / POLICY
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        policy.save_pretrained(beside)
-        for path in beside.iterdir():
-            _synchronise(path)
-        if target.exists():
-            for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
-                os.replace(beside / name, target / name)
-            beside.rmdir()
-        else:
-            beside.rename(target)
-        (folder / _FINISHED).write_text(json.dumps({"identity": identity}), encoding="utf-8")
+        for leftover in folder.glob(f".{POLICY}.*.tmp"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        with written_whole(target) as beside:
+            policy.save_pretrained(beside)
+            for path in beside.iterdir():
+                synchronise(path)
+        with written_whole(folder / _FINISHED) as beside:
+            beside.write_text(json.dumps({"identity": identity}), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"The policy cannot be saved in {target} ({error}). {_kept_elsewhere(policy, folder.name)} Make room; the "
             "same command then goes on from its last checkpoint, and saves it there."
@@ -83,11 +79,3 @@ def require_unfinished(folder: Path, identity: str) -> bool:
         f"{policy} holds a finished policy, of a training with other settings or versions, which this one would take "
         "the place of. Choose another name, or set overwrite=true."
     )
-
-
-def _synchronise(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -28,7 +28,7 @@ from envs.tasks import Task
 from envs.training_run import TrainingRun
 from gns.deciding.decision import default_factor
 from gns.deciding.guard import Judgement, Watch
-from gns.deciding.rate_control import RateControl
+from gns.deciding.rate_control import RateControl, initial_rate
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
 from gns.schedules.calibrated import is_pretrained
@@ -196,8 +196,9 @@ class BatchedEnv(CheckedVecEnv):
 
     def new_control(self, episode: Episode) -> RateControl:
         """Return what keeps the rate of an episode that begins."""
-        rate = episode.learning_rate
-        return RateControl(episode.budget, self.config.decision, [rate], default_factor=self._default / rate)
+        config = self.config.decision
+        rate = initial_rate(episode.learning_rate, config)
+        return RateControl(episode.budget, config, [rate], default_factor=self._default / rate)
 
     def _begin(self, rows: list[int]) -> None:
         """Begin the runs of new episodes, evaluate them, and compute their first gradients."""

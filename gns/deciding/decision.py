@@ -60,7 +60,7 @@ class DecisionCore(RateControl):
     :param config: how actions become rates
     :param process_group: ranks that train this model together and must decide alike, see
         :mod:`gns.parallel.distributed`; None: this process decides alone, and communicates with no other
-    :param initial_lrs: initial rate of each parameter group; None: the rates they have now
+    :param initial_lrs: initial rate of each parameter group; None: the rates they have now, within the bounds
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
         model is sharded over other ranks than these
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
@@ -76,7 +76,7 @@ class DecisionCore(RateControl):
         process_group: ProcessGroup | None = None,
         initial_lrs: Sequence[float | Tensor] | None = None,
     ) -> None:
-        rates = [group["lr"] for group in optimizer.param_groups] if initial_lrs is None else list(initial_lrs)
+        rates = list(initial_lrs or (initial_rate(group["lr"], config) for group in optimizer.param_groups))
         bound = graph.bind(model)
         self._parameters = [p for layer in bound for p in layer]
         self._groups = group_of_each(optimizer, self._parameters)

@@ -65,7 +65,7 @@ class RateControl:
         self.config = config
         self.interval = config.interval(budget)
         self.budget = int(budget)
-        self.initial_lrs = [initial_rate(rate, config) for rate in initial_lrs]
+        self.initial_lrs = [initial_rate(rate, config, by_ratio=True) for rate in initial_lrs]
         self._profile = config.action_mode.profile(config)
         self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
@@ -299,15 +299,18 @@ def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
     return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
 
 
-def initial_rate(rate: Any, config: DecisionConfig) -> float:
+def initial_rate(rate: Any, config: DecisionConfig, by_ratio: bool = False) -> float:
     """Return a group's initial rate as a float.
 
+    :param by_ratio: whether it may be that of a group added in mid-run, known by its ratio to the others, which may
+        lie as far beyond a bound as the bounds lie apart
     :raises InvalidSettingError: if it is not a positive number within the bounds
     """
     if isinstance(rate, Tensor):
         rate = float(rate)
     require_positive("the initial learning rate", rate)
-    if not config.min_lr <= rate <= config.max_lr:
+    apart = config.max_lr / config.min_lr if by_ratio else 1.0
+    if not config.min_lr / apart <= rate <= config.max_lr * apart:
         raise InvalidSettingError(
             f"The initial learning rate is {rate:g}; expected one within [min_lr, max_lr] = "
             f"[{config.min_lr:g}, {config.max_lr:g}]. Change the rate or the bounds."

@@ -7,7 +7,6 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from gns.errors import OutOfOrderError, SnapshotError
 from gns.parallel.distributed import local
+from gns.whole_files import written_whole
 
 
 class Snapshot:
@@ -251,14 +251,11 @@ class _File:
         self._end = weakref.finalize(self, self._path.unlink, missing_ok=True)
 
     def keep(self, tensors: Sequence[Tensor]) -> None:
-        new = self._path.with_suffix(".new")
         try:
-            torch.save([_alone(tensor.detach()) for tensor in tensors], new)
-            os.replace(new, self._path)
+            with written_whole(self._path) as beside:
+                torch.save([_alone(tensor.detach()) for tensor in tensors], beside)
             self._written = True
         except (OSError, RuntimeError) as problem:  # torch's writer raises the latter where the disk is full
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
             raise SnapshotError(
                 f"The snapshot {self._path} cannot be written ({problem}). Make room there (it takes as much as model "
                 "and optimizer do, twice while it is replaced), or keep snapshots in memory with folder=None."

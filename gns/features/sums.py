@@ -209,7 +209,9 @@ def piecewise_sums(
     """
     known, scratch = optimizer_kind(optimizer), torch.empty(4, piece, dtype=torch.float32, device="cpu").unbind()
     momentum_scale, second_scale = np.ones(len(parameters)), np.ones(len(parameters))
-    sums_of_pieces: list[Tensor] = []
+    count = sum(max(1, -(-as_real(p).numel() // piece)) for p in parameters)
+    # Made at once: a number kept of each piece would lie where the next needs room, and memory would grow by every one.
+    sums_of_pieces = torch.empty(count, NUM_SUMS + len(products), dtype=torch.float32, device="cpu")
     tensor_of_pieces: list[int] = []
     parts = [(known, group, chosen) for group, chosen in split_alike(optimizer, parameters, gradients)]
     held = {i for _, _, chosen in parts for i in chosen}
@@ -226,13 +228,13 @@ def piecewise_sums(
             for w, g, piece_state in _pieces(parameters[i], gradients[i], state, piece):
                 buffers = scratch if len(w) == piece else [buffer[: len(w)] for buffer in scratch]
                 found = read(w, torch.zeros_like(w) if g is None else g, piece_state, buffers)
-                sums_of_pieces += _sums_of_piece(w, g, found, buffers[0], products)
+                row = sums_of_pieces[len(tensor_of_pieces)]
+                torch.stack(_sums_of_piece(w, g, found, buffers[0], products), out=row)
                 tensor_of_pieces.append(i)
                 momentum_scale[i], second_scale[i] = found.momentum_scale, found.second_scale
     sums = torch.zeros(len(parameters), NUM_SUMS + len(products), dtype=torch.float64, device="cpu")
     if tensor_of_pieces:
-        parts_of_sums = torch.stack(sums_of_pieces).reshape(-1, sums.shape[1]).double()
-        sums.index_add_(0, torch.tensor(tensor_of_pieces, device="cpu"), parts_of_sums)
+        sums.index_add_(0, torch.tensor(tensor_of_pieces, device="cpu"), sums_of_pieces.double())
     return Sums(sums.float(), momentum_scale, second_scale)
 
 

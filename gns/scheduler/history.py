@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 from gns.scheduler.state import plain_graph
+from gns.whole_files import written_whole
 
 KINDS = ("rates", "layers", "graph")
 DEFAULT_FEATURE = "log_update_over_weight"
@@ -200,9 +200,8 @@ class RunHistory:
             # float32 written with 9 digits is read back to the last bit
             "layers": [[number, [[float(f"{x:.9g}") for x in row] for row in v]] for number, v in self.layers.items()],
         }
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
-        os.replace(temporary, path)
+        with written_whole(path) as beside:
+            beside.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
         return path
 
 

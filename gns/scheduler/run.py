@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig, Judgement, Watch, guard_for
 from gns.deciding.guarded_run import GuardedRun
+from gns.deciding.rate_control import initial_rate
 from gns.errors import InvalidSettingError, LayerGraphError
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
@@ -200,7 +201,7 @@ class ScheduledRun:
                 "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
             ) from self._graph_problem
         now = [float(group["lr"]) for group in optimizer.param_groups]
-        initial = [*map(float, initial_lrs), *now[len(initial_lrs) :]]
+        initial = [*map(float, initial_lrs), *(initial_rate(r, self.decision) for r in now[len(initial_lrs) :])]
         put_state_in_order(optimizer, self.model, self.names_saved)
         self.names_saved = None
         require_state_of_its_parameters(optimizer, self.model)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gns.deciding.config import DecisionConfig
 from gns.deciding.decision import losses_kept
 from gns.deciding.guard import Watch
-from gns.deciding.rate_control import Memory
-from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
+from gns.deciding.rate_control import Memory, initial_rate
+from gns.errors import GNSError, InvalidSettingError, StateError
 from gns.features.schemas import get_schema
 from gns.features.travel import SKETCHED
 from gns.graph.layer_graph import LayerGraph
@@ -88,7 +88,8 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     for name in ("peak", "best", "gradient"):
         if type(getattr(watch, name)) not in (int, float) or math.isnan(getattr(watch, name)):
             raise ValueError(f"{name} is {shown(getattr(watch, name))}; expected a number")
-    rates = [_positive(rate, "base_lrs") for rate in _list(state["base_lrs"], "base_lrs")]
+    begun = state["core"] is not None  # before that, no group can have been added in mid-run
+    rates = [initial_rate(float(rate), decision, begun) for rate in _list(state["base_lrs"], "base_lrs")]
     last = [float(rate) for rate in _list(state["_last_lr"], "_last_lr")]
     if len(last) != len(rates) or not all(math.isfinite(rate) and rate >= 0.0 for rate in last):
         raise ValueError(f"_last_lr is {shown(last)}")
@@ -106,14 +107,10 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
             raise ValueError(f"features of layers at record {number} are not finite")
     if type(state["_pending"]) is not bool or (state["_pending"] and state["core"] is None):
         raise ValueError(f"_pending is {shown(state['_pending'])}")
-    if state["core"] is not None:
+    if begun:
         _check_core(state["core"], decision, budget, interval, graph, rates)
-
-
-def _positive(rate: Any, name: str) -> float:
-    """Pass an initial rate; that of a parameter group added in mid-run may lie outside of the bounds of rates."""
-    require_positive(name, float(rate))
-    return float(rate)
+        if state["core"]["memory"]["update"] != state["last_epoch"]:
+            raise ValueError(f"last_epoch is {state['last_epoch']} after {state['core']['memory']['update']} updates")
 
 
 def _check_core(
@@ -141,7 +138,8 @@ def _check_core(
     actions = memory.layer_actions
     if len(actions) not in (0, count) or not all(type(a) in (int, float) and -1.0 <= a <= 1.0 for a in actions):
         raise ValueError(f"layer_actions is {shown(actions)}")
-    if len([_positive(rate, "initial_lrs") for rate in _list(core["initial_lrs"], "initial_lrs")]) != len(rates):
+    initial = [initial_rate(float(rate), decision, True) for rate in _list(core["initial_lrs"], "initial_lrs")]
+    if len(initial) != len(rates):
         raise ValueError("initial_lrs is of another number of parameter groups than base_lrs")
     if core["losses"] is not None:
         _tensor(core["losses"], "losses", (losses_kept(interval, interval),))

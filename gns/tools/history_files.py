@@ -79,7 +79,8 @@ def _history(plain: dict[str, Any]) -> RunHistory:
     graph = None if plain["graph"] is None else checked_graph(plain["graph"])
     width, layers = len(get_schema(decision.features).node), {}
     for number, values in plain["layers"]:
-        layers[_whole(number, "the number of a record")] = array = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # it is infinite then, and refused below without numpy's warning
+            layers[_whole(number, "the number of a record")] = array = np.array(values, dtype=np.float32)
         if graph is None or number >= len(records) or array.shape != (graph.num_nodes, width):
             raise ValueError(f"features of layers at record {number} have shape {array.shape}")
         if not np.isfinite(array).all():
