@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from envs.batched.env import BatchedEnv
 from envs.batched.model import NotBatchableError
+from envs.batched.optimizers import BATCHED_OPTIMIZERS
 from envs.batched.runs import BatchedRuns
 from envs.checked_vector import CheckedVecEnv
 from envs.engine import PROCESSES, EngineConfig
@@ -189,12 +190,13 @@ def plan(tasks: Sequence[Task], config: EnvConfig, num_envs: int, together: bool
         return [Group((i,), tuple(tasks), None, False) for i in range(num_envs)]
     groups = []
     for (task, optimizer), places in zip(pairs, np.array_split(np.arange(num_envs), len(pairs)), strict=True):
-        if useful[id(task)]:
+        joined = useful[id(task)] and BATCHED_OPTIMIZERS[optimizer].readable
+        if joined:
             count = max(-(-len(places) // LARGEST_GROUP), 2 if len(pairs) == 1 and len(places) > 1 else 1)
         else:
             count = len(places)
         for part in np.array_split(places, count):
-            groups.append(Group(tuple(part.tolist()), (task,), optimizer, useful[id(task)]))
+            groups.append(Group(tuple(part.tolist()), (task,), optimizer, joined))
     return groups
 
 
