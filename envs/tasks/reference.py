@@ -1,11 +1,13 @@
 """A small language model of English prose: next characters of the language reference that comes with Python.
 
-The text is the beginning of ``pydoc_data.topics``, in every Python, and differs a little between versions. Its first
-four fifths train; of the rest the first half is the reward split and the second the test split.
+The text is the beginning of ``pydoc_data.topics``, in every Python, and differs a little between versions. Lines and
+examples that come again are left out, so that no split repeats another. Its first four fifths train; of the rest the
+first half is the reward split and the second the test split.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import lru_cache
 
@@ -25,17 +27,22 @@ def _parts() -> list[Split]:
     """Training, reward and test split: inputs and targets are numbers of characters, (N, LENGTH)."""
     from pydoc_data.topics import topics
 
-    text = "\n".join(topics[name] for name in sorted(topics))[:_TEXT]
+    lines = "\n".join(topics[name] for name in sorted(topics)).split("\n")
+    text = "\n".join(dict.fromkeys(line.strip() for line in lines if re.search("[a-z]{3}", line)))[:_TEXT]
     first = round(_SHARES[0] * len(text))
     second = first + round(_SHARES[1] * len(text))
     counted = sorted(Counter(text[:first]).items(), key=lambda item: (-item[1], item[0]))
     numbers = {character: number + 1 for number, (character, _) in enumerate(counted[: CHARACTERS - 1])}
-    splits = []
+    splits: list[Split] = []
+    seen: set[tuple[int, ...]] = set()
     for part in (text[:first], text[first:second], text[second:]):
         found = torch.tensor([numbers.get(character, 0) for character in part])
         count = (len(found) - 1) // LENGTH
         inputs, targets = (found[begin : begin + count * LENGTH].view(count, -1) for begin in (0, 1))
-        splits.append(Split(inputs.int(), targets.clone()))
+        rows = {example: row for row, example in enumerate(map(tuple, inputs.tolist())) if example not in seen}
+        seen |= rows.keys()
+        new = list(rows.values())
+        splits.append(Split(inputs[new].int(), targets[new]))
     return splits
 
 
