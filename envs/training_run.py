@@ -24,6 +24,9 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgdm": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True),
+    "nadamw": lambda parameters, lr: torch.optim.NAdam(
+        parameters, lr=lr, weight_decay=0.01, decoupled_weight_decay=True, foreach=True
+    ),
 }
 
 

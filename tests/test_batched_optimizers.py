@@ -64,7 +64,7 @@ def test_there_is_one_for_every_optimizer_of_a_training_run():
     assert sorted(BATCHED_OPTIMIZERS) == sorted(OPTIMIZERS)
     for name, settings in BATCHED_OPTIMIZERS.items():
         group = OPTIMIZERS[name]([torch.nn.Parameter(torch.zeros(1))], 1.0).param_groups[0]
-        for setting in ("momentum", "weight_decay", "betas", "eps"):
+        for setting in ("momentum", "weight_decay", "betas", "eps", "momentum_decay", "decoupled_weight_decay"):
             if setting in group:
                 assert getattr(settings, setting) == group[setting]
 

@@ -11,12 +11,13 @@ from torch import nn
 from envs import get_task
 from envs.batched.model import FoldedMaxPool2d, NotBatchableError, cross_entropies
 from envs.batched.observing import sums_of
+from envs.batched.optimizers import BATCHED_OPTIMIZERS
 from envs.batched.runs import BatchedRuns
 from envs.training_run import OPTIMIZERS, TrainingRun
 from gns.features.sums import read_sums
 from gns.graph.layer_graph import layer_graph
 
-RATES = {"sgd": 0.05, "sgdm": 0.02, "adam": 3e-3, "adamw": 3e-3}
+RATES = {"sgd": 0.05, "sgdm": 0.02, "adam": 3e-3, "adamw": 3e-3, "nadamw": 0.005}
 SEEDS = [3, 11, 4, 90]
 UPDATES = 60
 
@@ -145,7 +146,7 @@ def test_runs_that_moved_to_other_rows_go_on_as_they_were(kind):
     assert torch.allclose(right.weights[right.rows], left.weights[left.rows], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", sorted(name for name, known in BATCHED_OPTIMIZERS.items() if known.readable))
 def test_sums_over_weights_gradients_and_state_are_those_of_each_run(optimizer):
     task = task_of("digits_mlp")
     runs, rates = BatchedRuns(task, optimizer, len(SEEDS)), [rates_of(optimizer, i) for i in range(len(SEEDS))]

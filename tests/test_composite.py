@@ -11,6 +11,7 @@ from agents.training.ppo import make_vec_env
 from envs import EnvConfig, LearningRateEnv, PadGraph, get_task
 from envs.batched.composite import LARGEST_GROUP, CompositeVecEnv, forward_operations, make_vector, pays, plan
 from envs.batched.env import BatchedEnv
+from envs.batched.model import NotBatchableError
 from gns import DecisionConfig
 
 CONFIG = EnvConfig(budgets=(10, 20), decision=DecisionConfig(num_decisions=5), reward_probability=0.5)
@@ -63,6 +64,18 @@ def test_operations_of_a_forward_pass_are_counted():
     assert forward_operations(wide) > 4e7 and not pays(wide, CONFIG) and pays(get_task("digits_mlp"), CONFIG)
     elsewhere = EnvConfig(decision=CONFIG.decision, device="cuda")
     assert pays(wide, elsewhere)
+
+
+def test_runs_whose_coming_update_is_measured_are_trained_alone():
+    config = EnvConfig(decision=CONFIG.decision, optimizers=("adam", "nadamw"))
+    groups = plan([get_task("digits_mlp")], config, 4)
+    assert [(group.optimizer, group.together) for group in groups] == [
+        ("adam", True),
+        ("nadamw", False),
+        ("nadamw", False),
+    ]
+    with pytest.raises(NotBatchableError, match="coming update of nadamw"):
+        BatchedEnv(get_task("digits_mlp"), config, "nadamw", 2)
 
 
 def roll(venv, seed: int, steps: int = 12) -> list:

@@ -15,7 +15,7 @@ def default(profile="rex"):
     return make_controller("d", {"kind": "default", "profile": profile})
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw", "nadamw"])
 @pytest.mark.parametrize("profile", ["rex", "cosine", "linear"])
 def test_it_is_the_schedule_from_the_calibrated_rate(optimizer, profile):
     task = small_task("plain", batch_size=16)

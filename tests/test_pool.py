@@ -247,7 +247,7 @@ def test_fine_tuning_is_ahead_of_training_from_scratch():
 def test_settings_of_parameter_groups_hold_for_runs_trained_together(optimizer, matrices):
     settings = (("momentum", 0.95 if optimizer == "sgdm" else 0.0), ("betas", (0.8, 0.97)), ("weight_decay", 0.05))
     task = small_task(parameter_groups=partial(with_settings, settings, matrices), optimizer=optimizer)
-    rates = {"sgd": 0.05, "sgdm": 0.005, "adam": 2e-3, "adamw": 2e-2}
+    rates = {"sgd": 0.05, "sgdm": 0.005, "adam": 2e-3, "adamw": 2e-2, "nadamw": 2e-3}
     runs = BatchedRuns(task, optimizer, 2)
     runs.begin(range(2), [3, 4])
     for _ in range(40):

@@ -85,7 +85,7 @@ class Sweep:
                     raise KeyboardInterrupt
 
             with contextlib.suppress(KeyboardInterrupt):
-                evaluate(controllers, tasks, config, show, cache=cache)
+                evaluate(controllers, tasks, replace(config, together=False), show, cache=cache)
 
     def told(self) -> list[tuple[int, int, float | None]]:
         """Done, total and seconds left as they were shown, a line a run."""

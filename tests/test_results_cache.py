@@ -23,7 +23,7 @@ from gns.errors import InvalidSettingError
 
 ROW = {"controller": "a", "test_loss": math.inf, "test_metric": math.nan, "path": [(0.0, 0.1), (0.5, math.nan)]}
 SCHEDULES = [ScheduleController("rex", "rex"), ScheduleController("linear", "linear")]
-CONFIG = EvaluationConfig(seeds=2, workers=0, budgets=(5,), grids={"adam": Grid(1e-3, 2)}, widen=1)
+CONFIG = EvaluationConfig(seeds=2, workers=0, budgets=(5,), grids={"adam": Grid(1e-3, 2)}, widen=1, together=False)
 
 
 def episode(**changes) -> Episode:

@@ -43,13 +43,17 @@ def parts_of(name, compose):
 
 
 def test_the_yardstick_tunes_on_seeds_of_their_own_over_four_decades_and_has_every_rival(here, compose):
-    for part in parts_of("yardstick", compose).values():
+    parts = parts_of("yardstick", compose)
+    for name, part in parts.items():
         assert part.protocol.tuning_seeds >= 2 and part.protocol.widen == 0
         for optimizer in part.protocol.optimizers:
             rates = part.protocol.grids[optimizer].rates()
-            assert len(rates) == 13 and rates[-1] / rates[0] == pytest.approx(1e4, rel=1e-6)
+            assert len(rates) == (5 if name == "fine_tuning" else 13)
+            assert rates[-1] / rates[0] == pytest.approx(1e4, rel=1e-6)
         names = {controller.name for controller in part.controllers}
-        assert {"cosine", "rex", "policy", "default-rex", "default-cosine", "prodigy", "d-adaptation"} <= names
+        assert "rex" in names or name == "fine_tuning"
+        assert {"cosine", "policy", "default-rex", "default-cosine", "prodigy", "d-adaptation"} <= names
+    assert not {task.name for task in parts["held_out"].tasks} & {task.name for task in parts["in_distribution"].tasks}
 
 
 @pytest.mark.parametrize("name", ["evidence", "small", "quick"])

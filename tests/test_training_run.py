@@ -242,7 +242,7 @@ def test_learning_rate_must_be_positive(rate):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "adamw", "nadamw"])
 @pytest.mark.parametrize("kind", ["dropout", "batch_norm"])
 def test_a_run_goes_on_from_its_state_bit_for_bit(kind, optimizer, precision):
     task = small_task(kind, precision=precision, accumulation=2, clip_norm=1.0, batch_size=500)

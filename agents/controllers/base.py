@@ -222,6 +222,13 @@ class Controller(ABC):
     def start(self, episode: Episode) -> Session:
         """Begin a training run under this controller."""
 
+    def planned_rates(self, episode: Episode) -> list[float] | None:
+        """Return the rate of each update of a run, where these alone are what the method does to it, else None.
+
+        Such runs may be trained side by side, without a session.
+        """
+        return None
+
     def check(self, task: Task, optimizer: str, budget: int) -> None:  # noqa: B027  (most can run anything)
         """Pass a setting that this controller can run.
 

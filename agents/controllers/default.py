@@ -29,6 +29,10 @@ class DefaultController(ScheduleController):
     tuned: ClassVar[bool] = False
     own_rate: ClassVar[bool] = True
 
+    def planned_rates(self, episode: Episode) -> list[float] | None:
+        """Return the schedule's rates from the calibrated one."""
+        return super().planned_rates(replace(episode, learning_rate=self.rate(new_run(episode))))
+
     def start(self, episode: Episode) -> Session:
         """Begin a training run.
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from agents.controllers.base import HIGHEST_RATE, LOWEST_RATE, Controller, Session, new_run, require_bounds
 from agents.controllers.directions import hypergradient, hypergradient_by_tensor
-from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_step
+from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_derivative, require_step
 from envs.learning_rate_env import Episode
+from envs.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,19 @@ class HDController(Controller):
         require_step("beta", self.beta or 0.0)
         require_step("beta_rate", self.beta_rate)
 
+    def check(self, task: Task, optimizer: str, budget: int) -> None:
+        """Pass an optimizer whose update is differentiated here.
+
+        :raises InvalidSettingError: on another
+        """
+        require_derivative(self.kind, optimizer)
+
     def start(self, episode: Episode) -> Session:
-        """Begin a training run."""
+        """Begin a training run.
+
+        :raises InvalidSettingError: if the optimizer's update is not differentiated here
+        """
+        require_derivative(self.kind, episode.optimizer)
         beta = self.beta if self.beta is not None else 1e-7 if episode.optimizer in ADAPTIVE_OPTIMIZERS else 1e-3
         return _HDSession(new_run(episode), episode, (self.min_lr, self.max_lr), beta, self.beta_rate, self.per_group)
 

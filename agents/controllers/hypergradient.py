@@ -88,3 +88,16 @@ def require_step(name: str, value: float) -> None:
     """
     if not 0.0 <= value < math.inf:
         raise InvalidSettingError(f"{name} is {value!r}; expected a finite number of 0 or more.")
+
+
+def require_derivative(kind: str, optimizer: str) -> None:
+    """Pass an optimizer whose update is differentiated by the rate here.
+
+    :param kind: of the controller
+    :param optimizer: a name in :data:`envs.training_run.OPTIMIZERS`
+    :raises InvalidSettingError: on another
+    """
+    if optimizer not in (*ADAPTIVE_OPTIMIZERS, "sgd", "sgdm"):
+        raise InvalidSettingError(
+            f"{kind} has no derivative of the update of {optimizer}; expected sgd, sgdm, adam or adamw."
+        )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from agents.controllers.base import HIGHEST_RATE, LOWEST_RATE, Controller, Session, new_run, require_bounds
-from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_step
+from agents.controllers.hypergradient import ADAPTIVE_OPTIMIZERS, HypergradientSession, require_derivative, require_step
 from envs.learning_rate_env import Episode
+from envs.tasks import Task
 from gns.errors import InvalidSettingError
 from gns.features.moments import group_of_each, read_moments
 
@@ -51,8 +52,19 @@ class MARTHEController(Controller):
         require_step("beta", self.beta or 0.0)
         require_step("beta_rate", self.beta_rate)
 
+    def check(self, task: Task, optimizer: str, budget: int) -> None:
+        """Pass an optimizer whose update is differentiated here.
+
+        :raises InvalidSettingError: on another
+        """
+        require_derivative(self.kind, optimizer)
+
     def start(self, episode: Episode) -> Session:
-        """Begin a training run."""
+        """Begin a training run.
+
+        :raises InvalidSettingError: if the optimizer's update is not differentiated here
+        """
+        require_derivative(self.kind, episode.optimizer)
         beta = self.beta if self.beta is not None else 1e-6 if episode.optimizer in ADAPTIVE_OPTIMIZERS else 1e-4
         return _MARTHESession(new_run(episode), episode, (self.min_lr, self.max_lr), beta, self.beta_rate, mu=self.mu)
 

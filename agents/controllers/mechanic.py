@@ -16,7 +16,7 @@ _STATE = "_mechanic"  # the package's own entry in the state of an optimizer, by
 
 @dataclass(frozen=True)
 class MechanicController(PeerController):
-    """SGD, Adam or AdamW whose displacement from the start is scaled by a factor tuned online, by ``mechanic-pytorch``.
+    """The optimizer asked for, its displacement from the start scaled by a factor tuned online: ``mechanic-pytorch``.
 
     The base optimizer runs at rate 1 under the schedule, as its authors do, and the rate reported is the tuned factor
     times the schedule's.
@@ -37,6 +37,8 @@ class MechanicController(PeerController):
         else:
             base = torch.optim.AdamW if optimizer in WEIGHT_DECAY else torch.optim.Adam
             settings = {"weight_decay": WEIGHT_DECAY.get(optimizer, 0.0)}
+        if optimizer == "nadamw":
+            base, settings["decoupled_weight_decay"] = torch.optim.NAdam, True
         return _mechanized(found.mechanize, base, self.s_decay)(parameters, lr=1.0, **settings)
 
     def rate(self, optimizer: torch.optim.Optimizer) -> float:

@@ -22,7 +22,10 @@ from envs.training_run import TrainingRun
 from gns.errors import InvalidSettingError, MissingPackageError, require_positive
 from gns.schedules.schedule import Schedule
 
-WEIGHT_DECAY = {"adamw": 0.01}  # of the optimizers asked for, as in envs.training_run.OPTIMIZERS; 0 elsewhere
+WEIGHT_DECAY = {
+    "adamw": 0.01,
+    "nadamw": 0.01,
+}  # of the optimizers asked for, as in envs.training_run.OPTIMIZERS; 0 elsewhere
 MOMENTUM = {"sgdm": 0.9}
 
 

@@ -48,6 +48,12 @@ class ScheduleController(Controller):
         """
         return Schedule(self.profile, self.sampling, self.warmup, self.warmup_start, self.settings)
 
+    def planned_rates(self, episode: Episode) -> list[float] | None:
+        """Return the schedule's rates, unless momentum cycles too."""
+        function, budget = self.schedule().function, episode.budget
+        rate = episode.learning_rate
+        return None if self.cycle_momentum else [rate * function(update / budget) for update in range(budget)]
+
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
         return ScheduleSession(new_run(episode), episode, self.schedule(), self.cycle_momentum)

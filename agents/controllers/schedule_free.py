@@ -18,6 +18,7 @@ _OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgdm": ("SGDScheduleFree", {"momentum": 0.9}),
     "adam": ("AdamWScheduleFree", {"weight_decay": 0.0}),
     "adamw": ("AdamWScheduleFree", {"weight_decay": 0.01}),
+    "nadamw": ("AdamWScheduleFree", {"weight_decay": 0.01}),
 }
 
 

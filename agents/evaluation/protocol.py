@@ -93,6 +93,7 @@ class EvaluationConfig:
     :param device: where to train
     :param engine: what the workers are
     :param checkpoint: when the state of a run under way is written
+    :param together: train runs of schedules side by side where that is faster; results are the same to float tolerance
     """
 
     optimizers: tuple[str, ...] | None = ("adam",)
@@ -108,6 +109,7 @@ class EvaluationConfig:
     device: str = "cpu"
     engine: EngineConfig = PROCESSES
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=300.0, keep=2))
+    together: bool = True
 
     def __post_init__(self) -> None:
         require_positive("seeds", self.seeds)
@@ -189,7 +191,7 @@ def evaluate(
 
     def run(jobs: Sequence[Job], in_place: bool = False) -> None:
         workload.add(jobs, in_place=in_place)
-        rows.extend(run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints))
+        rows.extend(run_jobs(jobs, config.workers, workload.done, cache, config.engine, checkpoints, config.together))
 
     fresh = range(config.seeds)
     apart = range(TUNING_SEED, TUNING_SEED + config.tuning_seeds) or fresh

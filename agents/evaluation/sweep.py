@@ -6,19 +6,20 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agents.controllers.base import Controller
 from agents.evaluation.results_cache import ResultsCache, result_key
+from agents.evaluation.side_by_side import End, groups, train_together
 from agents.runtime.lanes import make_lanes, run_in_lanes
 from agents.training.resuming import CheckpointConfig, Resuming
 from envs.engine import PROCESSES, EngineConfig
 from envs.learning_rate_env import Episode
 from envs.memory import out_of_memory
-from envs.passes import evaluate_split
+from envs.passes import Figures, evaluate_split
 from envs.tasks import Split, Task
 from gns.errors import InvalidSettingError
 
@@ -70,6 +71,7 @@ def run_jobs(
     cache: ResultsCache | None = None,
     engine: EngineConfig = PROCESSES,
     checkpoints: RunCheckpoints | None = None,
+    together: bool = True,
 ) -> list[dict[str, Any]]:
     """Run jobs and return a row each, in the order of the jobs whatever order they end in.
 
@@ -84,6 +86,9 @@ def run_jobs(
         in the controller's name alone are run once. None: every job is run
     :param engine: what runs them. Changes no row
     :param checkpoints: where runs under way are kept, so that one that is lost goes on; needs a cache. Changes no row
+    :param together: train runs side by side whose rates are known beforehand, where that is faster (see
+        :mod:`agents.evaluation.side_by_side`). Rows are the same to float tolerance. Such runs are short and not kept
+        while under way; where a group of them is lost, they are trained one by one
     :raises MissingPackageError: if the engine is not installed
     :raises InvalidSettingError: if a row of the cache lacks columns
     """
@@ -113,24 +118,94 @@ def run_jobs(
             assert cache is not None
             _require_columns(known, jobs[numbers[0]], cache.path)
             deliver(place, known, False)
+    _run_bundles(_bundles(wanted, together), wanted, workers, keep, engine)
+    return rows
 
-    def fail(place: str | int, why: str) -> None:
-        keep(place, _failed(wanted[place], why))
 
+Place = str | int
+
+
+def _bundles(wanted: Mapping[Place, Job], together: bool) -> list[list[Place]]:
+    """Return jobs that are run as one: those to be trained side by side first, which take longest, then each alone."""
+    side_by_side = []
+    for report in (True, False) if together else ():
+        side_by_side += groups(
+            {place: (job.controller, job.episode) for place, job in wanted.items() if job.report is report}
+        )
+    taken = {place for places in side_by_side for place in places}
+    return side_by_side + [[place] for place in wanted if place not in taken]
+
+
+def _run_bundles(
+    bundles: Sequence[list[Place]],
+    wanted: Mapping[Place, Job],
+    workers: int,
+    keep: Callable[[Place, dict[str, Any]], None],
+    engine: EngineConfig,
+) -> None:
+    """Run bundles of jobs; what is lost of several is run one by one then.
+
+    :param keep: given every row
+    """
+    alone: list[list[Place]] = []
+
+    def finished(number: int, found: list[dict[str, Any]]) -> None:
+        for place, row in zip(bundles[number], found, strict=True):
+            keep(place, row)
+
+    def failed(number: int, why: str) -> None:
+        places = bundles[number]
+        if len(places) > 1:
+            _LOGGER.warning("%d runs side by side were lost and are trained one by one: %s.", len(places), why)
+            alone.extend([place] for place in places)
+        else:
+            keep(places[0], _failed(wanted[places[0]], why))
+
+    jobs = {number: [wanted[place] for place in places] for number, places in enumerate(bundles)}
     if workers == 0:
-        for place, job in wanted.items():
+        for number, bundle in jobs.items():
             try:
-                row = run_job(job)
+                found = run_bundle(bundle)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                fail(place, f"it ran out of memory, {error}")
+                failed(number, f"it ran out of memory, {error}")
             else:
-                keep(place, row)
-    elif wanted:
-        lanes = make_lanes(engine, min(workers, len(wanted)))
-        run_in_lanes(run_job, wanted, lanes, ATTEMPTS, keep, fail, engine.job_timeout)
-    return rows
+                finished(number, found)
+    elif jobs:
+        lanes = make_lanes(engine, min(workers, len(jobs)))
+        run_in_lanes(run_bundle, jobs, lanes, ATTEMPTS, finished, failed, engine.job_timeout)
+    if alone:
+        _run_bundles(alone, wanted, workers, keep, engine)
+
+
+def run_bundle(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the rows of jobs: of one that is run alone, or of several that are trained side by side."""
+    if len(jobs) == 1:
+        return [run_job(jobs[0])]
+    episode = jobs[0].episode
+    test = _test_split(episode.task, episode.device) if jobs[0].report else None
+    ends = train_together([(job.controller, job.episode) for job in jobs], test)
+    return [_row_of(job, end) for job, end in zip(jobs, ends, strict=True)]
+
+
+def _row_of(job: Job, end: End) -> dict[str, Any]:
+    """Return the row of a run that was trained beside others, as :func:`run_job` does of one alone."""
+    budget = job.episode.budget
+    row = _blank(job) | {
+        "reward_loss": _worst_if_nan(end.reward.loss),
+        "updates": budget,
+        "evaluations": 1,
+        "seconds": end.seconds,
+    }
+    return row | _tested(end.test) | {"path": _path(end.rates, budget), "losses": _means(end.losses, budget)}
+
+
+def _tested(figures: Figures | None) -> dict[str, Any]:
+    if figures is None:
+        return {}
+    loss, metrics = _worst_if_nan(figures.loss), json.dumps(figures.metrics)
+    return {"test_loss": loss, "test_metric": figures.metric, "test_metrics": metrics}
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -150,9 +225,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "rollbacks": run.ledger.rollbacks,
     }
     if job.report:
-        figures = evaluate_split(run.model, episode.task, _test_split(episode.task, episode.device))
-        row["test_loss"], row["test_metric"] = _worst_if_nan(figures.loss), figures.metric
-        row["test_metrics"] = json.dumps(figures.metrics)
+        row |= _tested(evaluate_split(run.model, episode.task, _test_split(episode.task, episode.device)))
     row["path"], row["losses"] = _path(run.rates, episode.budget), _means(run.losses, episode.budget)
     if job.checkpoints is not None:
         job.checkpoints.clear()

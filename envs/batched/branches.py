@@ -61,19 +61,26 @@ def begin_all(runs: BatchedRuns, seeds: Sequence[int]) -> None:
 
 
 def train_to_the_end(runs: BatchedRuns, rates: torch.Tensor) -> Ends:
-    """Train all runs, whose gradients are pending, and evaluate them.
+    """Train all runs, whose gradients are pending, and evaluate them; see :func:`train`."""
+    train(runs, rates)
+    return ends_of(runs)
+
+
+def train(runs: BatchedRuns, rates: torch.Tensor) -> np.ndarray:
+    """Train all runs, whose gradients are pending, and return the loss of the batch of each update, (N, k).
 
     :param rates: of the coming updates, float64 (N, k)
     :raises InvalidSettingError: if there are not N rows of at least one rate
     """
     if rates.shape[0] != runs.size or not rates.shape[1]:
         raise InvalidSettingError(f"rates are {tuple(rates.shape)}; expected ({runs.size}, at least 1).")
-    everyone, last = torch.ones(runs.size, dtype=torch.bool), rates.shape[1] - 1
+    everyone, last, losses = torch.ones(runs.size, dtype=torch.bool), rates.shape[1] - 1, []
     for update in range(last + 1):
+        losses.append(runs.losses.clone())
         runs.apply_updates(rates[:, update], everyone)
         if update < last:
             runs.compute_gradients(everyone)
-    return ends_of(runs)
+    return torch.stack(losses, dim=1).cpu().numpy()[runs.rows]
 
 
 def ends_of(runs: BatchedRuns) -> Ends:

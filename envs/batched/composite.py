@@ -10,14 +10,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
-from torch.utils.flop_counter import FlopCounterMode
 
 from envs.batched.env import BatchedEnv
-from envs.batched.model import NotBatchableError
-from envs.batched.runs import BatchedRuns
+from envs.batched.optimizers import BATCHED_OPTIMIZERS
+from envs.batched.paying import faster_together, forward_operations
 from envs.checked_vector import CheckedVecEnv
 from envs.engine import PROCESSES, EngineConfig
 from envs.env_config import EnvConfig
@@ -33,7 +31,6 @@ from gns.features.schemas import get_schema
 
 LARGEST_GROUP = 32
 _FIXED = 1e6  # operations that take as long as what an update costs besides
-PAYS_UP_TO = 4e7  # floating-point operations of a forward pass on a batch: above, a CPU is as fast one by one
 
 
 class CompositeVecEnv(CheckedVecEnv):
@@ -189,44 +186,22 @@ def plan(tasks: Sequence[Task], config: EnvConfig, num_envs: int, together: bool
         return [Group((i,), tuple(tasks), None, False) for i in range(num_envs)]
     groups = []
     for (task, optimizer), places in zip(pairs, np.array_split(np.arange(num_envs), len(pairs)), strict=True):
-        if useful[id(task)]:
+        joined = useful[id(task)] and BATCHED_OPTIMIZERS[optimizer].readable
+        if joined:
             count = max(-(-len(places) // LARGEST_GROUP), 2 if len(pairs) == 1 and len(places) > 1 else 1)
         else:
             count = len(places)
         for part in np.array_split(places, count):
-            groups.append(Group(tuple(part.tolist()), (task,), optimizer, useful[id(task)]))
+            groups.append(Group(tuple(part.tolist()), (task,), optimizer, joined))
     return groups
 
 
 def pays(task: Task, config: EnvConfig) -> bool:
     """Say whether runs of a task can be trained together and are faster for it."""
     decision = config.decision
-    if decision.per_layer or get_schema(decision.features).needs_validation or not _batchable(task):
+    if decision.per_layer or get_schema(decision.features).needs_validation:
         return False
-    return torch.device(config.device).type != "cpu" or forward_operations(task) <= PAYS_UP_TO
-
-
-def _batchable(task: Task) -> bool:
-    """Say whether runs can be trained together, by doing it once."""
-    try:
-        runs = BatchedRuns(task, "sgd", 2)
-        runs.begin(range(2), [0, 1])
-        runs.compute_gradients(torch.ones(2, dtype=torch.bool))
-        runs.evaluate_reward_split([0, 1], with_metrics=False)
-    except NotBatchableError:
-        return False
-    return True
-
-
-def forward_operations(task: Task) -> int:
-    """Return the floating-point operations of a model's forward pass on one batch: of products and convolutions."""
-    train = task.training_data().train
-    rows = torch.arange(min(task.batch_size, len(train)))
-    with torch.random.fork_rng(devices=[]):
-        model = task.new_model()  # which may be trained first
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(task.prepare(train.batch(rows)[0], False))
-    return int(counter.get_total_flops())
+    return faster_together(task, config.device)
 
 
 def make_vector(

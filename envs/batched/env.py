@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from envs.batched.model import NotBatchableError
 from envs.batched.observing import observe
+from envs.batched.optimizers import BATCHED_OPTIMIZERS
 from envs.batched.runs import BatchedRuns, StreamState
 from envs.batched.state import load_together_state, together_state
 from envs.calls import reset_options
@@ -60,6 +61,10 @@ class BatchedEnv(CheckedVecEnv):
             )
         if config.decision.per_layer:
             raise NotBatchableError("Runs whose layers have rates of their own are trained one at a time.")
+        if optimizer in BATCHED_OPTIMIZERS and not BATCHED_OPTIMIZERS[optimizer].readable:
+            raise NotBatchableError(
+                f"The coming update of {optimizer} is measured from a run alone; its runs are trained one at a time."
+            )
         self.task, self.config, self.optimizer = task, config, optimizer
         self.draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
         run = TrainingRun(task, optimizer, _SOME_RATE, seed=0, device=config.device)

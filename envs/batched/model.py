@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from envs.batched.optimizers import Settings, settings_in
+from envs.batched.optimizers import Settings, batched_kind, settings_in
 from envs.tasks.base import Task, all_parameters, cross_entropy
 from envs.training_run import OPTIMIZERS
 from gns.errors import GNSError
-from gns.features.moments import optimizer_kind
 
 
 class NotBatchableError(GNSError, ValueError):
@@ -198,7 +197,7 @@ def _settings(task: Task, optimizer: str, model: nn.Module) -> Settings:
     """
     alone = OPTIMIZERS[optimizer](task.parameter_groups(model), 1.0)
     usual = OPTIMIZERS[optimizer]([nn.Parameter(torch.zeros(1))], 1.0)
-    kind, (first, *others) = optimizer_kind(alone), alone.param_groups
+    kind, (first, *others) = batched_kind(alone), alone.param_groups
     found = settings_in(kind, first)
     if task.parameter_groups is all_parameters:
         return found

@@ -2,13 +2,15 @@
 
 A run is a row of one matrix (N, P) that holds all P parameters of its model; so are its momentum and second moment. The
 arithmetic is that of ``torch.optim.SGD``, ``Adam`` (Kingma and Ba, 2015, alg. 1) and ``AdamW`` (Loshchilov and Hutter,
-2019), with the settings of :data:`envs.training_run.OPTIMIZERS` and of the task's parameter groups.
+2019) and ``NAdam`` (Dozat, 2016), with the settings of :data:`envs.training_run.OPTIMIZERS` and of the task's parameter
+groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from gns.features.update_rules import adam_scales, is_decoupled, sgd_scale
 class Settings:
     """What an optimizer does, by the names of ``torch.optim``.
 
-    :param kind: one of :data:`gns.features.statistics.OPTIMIZER_KINDS`
+    :param kind: one of :data:`gns.features.statistics.OPTIMIZER_KINDS`, or ``nadam``, whose coming update is not known
     :param weight_decay: of all parameters, or of each, (P,), where groups differ; Adam and SGD add it to the gradient
     """
 
@@ -34,6 +36,8 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float | Tensor = 0.0
+    momentum_decay: float = 0.0
+    decoupled_weight_decay: bool = False
 
     @property
     def decays(self) -> bool:
@@ -43,7 +47,12 @@ class Settings:
     @property
     def decoupled(self) -> bool:
         """Whether weight decay shrinks the weights themselves."""
-        return is_decoupled(self.kind, {})
+        return is_decoupled(self.kind, vars(self))
+
+    @property
+    def readable(self) -> bool:
+        """Whether features can be computed of runs side by side: their coming update is known."""
+        return self.kind != "nadam"
 
     def with_decay(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Return directions (n, P) with the weights' share in them."""
@@ -58,10 +67,15 @@ def settings_in(kind: str, group: Mapping[str, Any]) -> Settings:
     return Settings(kind, **{name: group[name] for name in known})
 
 
+def batched_kind(optimizer: torch.optim.Optimizer) -> str:
+    """Return the kind of an optimizer as :class:`Settings` has it."""
+    return "nadam" if isinstance(optimizer, torch.optim.NAdam) else optimizer_kind(optimizer)
+
+
 def _settings_of(make: OptimizerFactory) -> Settings:
     """Return the settings of the optimizer that a training run alone is given."""
     optimizer = make([nn.Parameter(torch.zeros(1))], 1.0)
-    return settings_in(optimizer_kind(optimizer), optimizer.defaults)
+    return settings_in(batched_kind(optimizer), optimizer.defaults)
 
 
 BATCHED_OPTIMIZERS: dict[str, Settings] = {name: _settings_of(make) for name, make in OPTIMIZERS.items()}
@@ -136,6 +150,11 @@ class BatchedOptimizer:
         second.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
         assert self._direction is not None
         direction = self._denominator(second, steps, self._direction[: len(weights)])
+        if settings.kind == "nadam":
+            own, coming = _nesterov_shares(settings, steps)
+            weights.addcdiv_(gradients * _column(rates * own, weights), direction, value=-1.0)
+            weights.addcdiv_(momentum * _column(rates * coming, weights), direction, value=-1.0)
+            return
         torch.div(momentum, direction, out=direction)
         weights.addcmul_(direction, _column(rates / (1.0 - beta1**steps), weights), value=-1.0)
 
@@ -177,6 +196,30 @@ def _shrunk(rates: Tensor, decay: float | Tensor, weights: Tensor) -> Tensor:
     if isinstance(decay, Tensor):
         return 1.0 - _column(rates, weights) * decay
     return _column(1.0 - rates * decay, weights)
+
+
+def _nesterov_shares(settings: Settings, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the gradient and of the momentum in an update of ``torch.optim.NAdam``, (n,) each.
+
+    ``(1 - mu_t) / (1 - mu_1 ... mu_t)`` and ``mu_(t+1) / (1 - mu_1 ... mu_(t+1))``, mu growing from half of beta1 to
+    beta1; the products are kept in single precision, as PyTorch keeps them.
+
+    :param steps: t of each, (n,)
+    """
+    momenta, products = _nesterov_momenta(
+        settings.betas[0], settings.momentum_decay, 1 << int(steps.max()).bit_length()
+    )
+    now = steps.long() - 1
+    mu, coming, product = momenta[now], momenta[now + 1], products[now]
+    return (1.0 - mu) / (1.0 - product), coming / (1.0 - product * coming)
+
+
+@lru_cache(maxsize=8)
+def _nesterov_momenta(beta: float, decay: float, count: int) -> tuple[Tensor, Tensor]:
+    """Return mu_1 ... mu_count+1 and their running products, float64."""
+    momenta = beta * (1.0 - 0.5 * 0.96 ** (decay * np.arange(1, count + 2)))
+    products = np.multiply.accumulate(momenta.astype(np.float32))
+    return torch.from_numpy(momenta), torch.from_numpy(products.astype(np.float64))
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

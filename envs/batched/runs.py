@@ -172,12 +172,16 @@ class BatchedRuns:
 
     def evaluate_reward_split(self, runs: Sequence[int], with_metrics: bool = True) -> list[Figures]:
         """Return loss, and if wanted metrics, of some runs on the whole reward split, as it is evaluated alone."""
+        return self.evaluate(self._reward, runs, with_metrics)
+
+    def evaluate(self, split: Split, runs: Sequence[int], with_metrics: bool = True) -> list[Figures]:
+        """Return loss, and if wanted metrics, of some runs on a whole split that lies on their device."""
         if not runs:
             return []
         rows = self._rows_of(runs)
         parameters = self.views(self.weights[rows])
         buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
-        count, split = len(self._reward), self._reward
+        count = len(split)
         losses, collected = torch.zeros(len(runs), dtype=torch.float64, device=self.device), []
         at_once = min(self.task.evaluation_batch_size, max(1, _EVALUATED_AT_ONCE // len(runs)))
         for part in torch.arange(count).split(at_once):

@@ -181,10 +181,10 @@ def _groups(optimizer: str, draws: Draws) -> tuple[dict[str, Any], Callable[[nn.
     first = 1.0 - log_uniform(draws, 0.01, 0.2)
     if optimizer == "sgdm":
         settings["momentum"] = first
-    elif optimizer in ("adam", "adamw"):
+    elif optimizer in ("adam", "adamw", "nadamw"):
         settings["betas"] = (first, 1.0 - log_uniform(draws, 1e-4, 5e-2))
     # Beyond 0.01 an L2 term is most of the loss.
-    decay = log_uniform(draws, 1e-5, 1e-1 if optimizer == "adamw" else 1e-2)
+    decay = log_uniform(draws, 1e-5, 1e-1 if optimizer in ("adamw", "nadamw") else 1e-2)
     settings["weight_decay"] = decay if draws.random() < 0.5 else 0.0
     matrices = bool(draws.random() < 0.5) and settings["weight_decay"] > 0.0
     return settings, partial(with_settings, tuple(settings.items()), matrices)

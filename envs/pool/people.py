@@ -256,12 +256,13 @@ def _settings(optimizer: str, draws: Draws) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if optimizer == "sgdm":
         settings["momentum"] = 0.9 if usual < 0.4 else round(1.0 - 10.0 ** (-2.0 * momentum), 4)
-    elif optimizer in ("adam", "adamw"):
+    elif optimizer in ("adam", "adamw", "nadamw"):
         betas = (round(1.0 - 0.5 * 0.04**first, 4), round(1.0 - 0.1 * 0.005**second, 5))
         settings["betas"] = (0.9, 0.999) if usual < 0.5 else betas
-    largest = 1e-1 if optimizer == "adamw" else 3e-3  # beyond 0.01 an L2 term is most of the loss
+    decoupled = optimizer in ("adamw", "nadamw")
+    largest = 1e-1 if decoupled else 3e-3  # beyond 0.01 an L2 term is most of the loss
     drawn = 1e-5 * (largest / 1e-5) ** decay
-    if optimizer == "adamw":
+    if decoupled:
         settings["weight_decay"] = 0.01 if decayed < 0.5 else drawn
     else:
         settings["weight_decay"] = 0.0 if decayed < 0.6 else drawn

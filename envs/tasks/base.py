@@ -18,8 +18,8 @@ from gns.errors import InvalidSettingError, UnknownNameError, require_count, req
 
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16", "float16")
 # Four decades of initial rates for each optimizer: for networks trained from scratch, and for pretrained ones.
-FROM_SCRATCH = {"adam": (1e-5, 1e-1), "adamw": (1e-5, 1e-1), "sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
-FINE_TUNING = {"adam": (1e-6, 1e-2), "adamw": (1e-6, 1e-2), "sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
+FROM_SCRATCH = {name: (1e-5, 1e-1) for name in ("adam", "adamw", "nadamw")} | {"sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
+FINE_TUNING = {name: (1e-6, 1e-2) for name in ("adam", "adamw", "nadamw")} | {"sgdm": (1e-4, 1.0), "sgd": (1e-3, 10.0)}
 
 
 @dataclass(frozen=True)

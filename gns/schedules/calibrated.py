@@ -35,8 +35,8 @@ def calibration() -> dict[str, Any]:
 def calibrated_rate(optimizer: torch.optim.Optimizer, profile: str = "rex", fine_tuning: bool = False) -> float:
     """Return the default initial rate of an optimizer.
 
-    :param optimizer: SGD, Adam or AdamW; momentum is read from its first parameter group, and SGD's rate is such that
-        ``lr / (1 - momentum)`` is the calibrated one
+    :param optimizer: SGD, Adam or AdamW, or NAdam, which gets Adam's rate; momentum is read from its first parameter
+        group, and SGD's rate is such that ``lr / (1 - momentum)`` is the calibrated one
     :param profile: the schedule that the rate is for
     :param fine_tuning: whether the network is pretrained
     :raises UnknownNameError: if there is none for this optimizer or profile
@@ -45,7 +45,7 @@ def calibrated_rate(optimizer: torch.optim.Optimizer, profile: str = "rex", fine
     chosen = profile if profile in profiles else _INSTEAD.get(profile, profile)
     if chosen not in profiles:
         raise UnknownNameError("profile with calibrated rates", profile, (*profiles, *_INSTEAD))
-    rates, kind = profiles[chosen], optimizer_kind(optimizer)
+    rates, kind = profiles[chosen], "adam" if isinstance(optimizer, torch.optim.NAdam) else optimizer_kind(optimizer)
     kind = _SHARED.get(kind, kind)
     if kind not in rates:
         raise UnknownNameError(
