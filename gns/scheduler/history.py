@@ -15,12 +15,12 @@ import numpy as np
 from gns.deciding.config import DecisionConfig
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
+from gns.features import DEFAULT_FEATURE
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 from gns.scheduler.state import plain_graph
 
 KINDS = ("rates", "layers", "graph")
-DEFAULT_FEATURE = "log_update_over_weight"
 POINTS = 10_000  # of a rate path
 FORMAT, VERSION, FILE = "gns-history", 1, "history.json"
 

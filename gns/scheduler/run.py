@@ -19,7 +19,6 @@ from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
 from gns.parallel.distributed import group_of_run, ranks_of
-from gns.policy.artefact import GNSPolicy
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
 from gns.scheduler.lengths import few_enough
@@ -35,6 +34,8 @@ from gns.scheduler.state import (
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from gns.policy.artefact import GNSPolicy
 
 _logger = logging.getLogger("gns.scheduler.scheduler")  # the name that its users know
 

@@ -15,12 +15,12 @@ from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig
 from gns.deciding.rate_control import initial_rate
 from gns.errors import InvalidSettingError, OutOfOrderError
+from gns.features import DEFAULT_FEATURE
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import require_group
-from gns.policy.artefact import GNSPolicy
 from gns.scheduler import advice
 from gns.scheduler.closures import closure_of, followed_by, updating
-from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
+from gns.scheduler.history import DecisionRecord, RunHistory
 from gns.scheduler.hooks import attach, is_share, left_out, loss_in, others_on, unscale, without_gradient
 from gns.scheduler.lengths import Progress, few_enough, updates_of
 from gns.scheduler.losses import Losses, scalar
@@ -32,6 +32,8 @@ from gns.scheduler.state_check import require_state_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from gns.policy.artefact import GNSPolicy
 
 
 _OWN_STATE = ("last_epoch", "base_lrs", "_pending", "_step_count", "_last_lr")  # the rest of its state is the run's

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -17,12 +17,14 @@ from gns.deciding.rate_control import Memory
 from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
-from gns.policy.artefact import GNSPolicy
 from gns.policy.files import shown
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain
 from gns.tools.history_files import checked_graph, checked_record
+
+if TYPE_CHECKING:
+    from gns.policy.artefact import GNSPolicy
 
 LONGEST = 10**13  # updates of a budget
 _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "list[float]": (list, tuple)}
