@@ -21,7 +21,7 @@ from gns.policy.files import shown
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain
-from gns.tools.history_files import checked_graph, checked_record
+from gns.tools.history_files import checked_graph, checked_phases, checked_record
 
 if TYPE_CHECKING:
     from gns.policy.artefact import GNSPolicy
@@ -80,6 +80,7 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr) != few_enough(own, budget):
         raise ValueError("its decisions are not the policy's")
     interval = decision.interval(budget)
+    checked_phases(state.get("phases", {}))
     _whole(state["last_epoch"], "last_epoch", -1, budget)
     _whole(state["_step_count"], "_step_count", 0)
     _whole(state["rollbacks"], "rollbacks", 0)
