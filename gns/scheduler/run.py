@@ -33,6 +33,7 @@ from gns.scheduler.state import (
     put_state_in_order,
     require_state_of_its_parameters,
 )
+from gns.scheduler.trackers import Listener, tell
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,6 +77,7 @@ class ScheduledRun:
         self.graph = graph
         self.process_group: Any = process_group
         self.history: list[DecisionRecord] = []
+        self.listeners: list[Listener] = []  # told of every record
         self.record_layers = record_layers
         self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
         self._guarded: GuardedRun | None = None  # made at the first update, once the layer graph is known
@@ -334,6 +336,7 @@ class ScheduledRun:
             self.layers[len(self.history)] = nodes.copy()
         self.history.append(record)
         _logger.debug("%s", record)
+        tell(self, record, core.applied_rate)
 
     # ------------------------------------------------------------------ state
 
@@ -389,6 +392,7 @@ class ScheduledRun:
             "_core_state": self._state_of_core(),
             "_watch": replace(self._watch),
             "_graph_problem": None,
+            "listeners": [],
             "process_group": ranks_of(self.process_group),  # a group itself is of this process only
         }
         return vars(self) | anew

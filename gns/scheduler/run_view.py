@@ -17,6 +17,7 @@ from gns.scheduler.history import DecisionRecord, RunHistory
 from gns.scheduler.lengths import updates_of
 from gns.scheduler.rates import WrittenRates
 from gns.scheduler.run import ScheduledRun
+from gns.scheduler.trackers import listener_for
 
 if TYPE_CHECKING:
     from gns.policy.artefact import GNSPolicy
@@ -109,6 +110,21 @@ class RunView(LRScheduler):
     def save_history(self, path: str | Path) -> Path:
         """Write :meth:`run_history` as JSON for ``python -m gns inspect``, and return the file."""
         return self.run_history().save(path)
+
+    def log_to(self, target: Any, prefix: str = "gns/") -> None:
+        """Tell a tracker at every decision and rollback: learning rate, multiplier, numbers of decisions and rollbacks.
+
+        The rate is the first parameter group's for the coming update; the multiplier of a rollback is what it cut by.
+        Where several processes train together, give a target on one of them. Targets are in no state dict and no copy.
+
+        :param target: a run of W&B, whose charts then have the update, ``gns/update``, as their axis; a
+            ``SummaryWriter`` of TensorBoard; an ``Accelerator``; or a function of the figures (names to numbers) and
+            the number of updates done, as ``lambda figures, update: run.log(figures, step=update)`` where W&B is given
+            steps of your own
+        :param prefix: of the names
+        :raises InvalidSettingError: if the target is nothing of these
+        """
+        self._run.listeners.append(listener_for(target, prefix))
 
     def __repr__(self) -> str:
         """Say where the run stands."""

@@ -355,5 +355,5 @@ class GNSScheduler(RunView):
     def _note_rates(self) -> None:
         self._last_lr = rates_of(self.optimizer)
 
-    def _warn(self, message: str, **numbers: int) -> None:
+    def _warn(self, message: str, **numbers: Any) -> None:
         advice.warn_once(self._warned, message, **numbers)
