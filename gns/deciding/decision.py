@@ -13,6 +13,7 @@ in use exactly what it met in training. Per update the order is::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from gns.deciding.action_modes import ACTION_MODES
 from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.phases import Phases
 from gns.deciding.rate_control import RateControl, initial_rate
-from gns.errors import LayerGraphError, OutOfOrderError
+from gns.errors import LayerGraphError, OutOfOrderError, UnknownNameError
 from gns.features.held_out import ValidationStatistics
 from gns.features.moments import as_real, group_of_each, optimizer_kind
 from gns.features.schemas import compute_features, get_schema
@@ -34,10 +35,12 @@ from gns.features.sums import beside, read_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
+from gns.schedules.calibrated import default_rate
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_logger = logging.getLogger(__name__)
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
 _MOST_LOSSES = 2**20  # kept of an interval; of a longer one those of evenly spaced updates
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
@@ -80,7 +83,8 @@ class DecisionCore(RateControl):
         self._groups = group_of_each(optimizer, self._parameters)
         self._sizes = [len(layer) for layer in bound]
         layers = _layers_of_groups(self._sizes, self._groups, len(rates))
-        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, phases)
+        start = start_factor(config, optimizer, unwrap(model)) if config.action_mode.from_default else 1.0
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, start, phases)
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
@@ -286,6 +290,24 @@ class DecisionCore(RateControl):
         vars(memory).update(zip(own, taken[: len(own)], strict=True))
         memory.layer_actions = taken[len(own) :]
         return table, measured_host, losses_host
+
+
+def start_factor(config: DecisionConfig, optimizer: torch.optim.Optimizer, model: nn.Module) -> float:
+    """Return the default rate of a run over its initial one, in modes that begin at the default.
+
+    Parameter groups keep their ratios; the group with the most scalars gets the default. Of an optimizer for which no
+    rate was calibrated, and where :attr:`DecisionConfig.trust_initial_rate` is set, the initial rates stay.
+    """
+    if config.trust_initial_rate:
+        return 1.0
+    try:
+        rate = default_rate(optimizer, model, config.profile)
+    except UnknownNameError as problem:
+        _logger.warning("The initial rate is taken as it is given: %s", problem)
+        return 1.0
+    groups = optimizer.param_groups
+    largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+    return rate / float(largest["lr"])
 
 
 def trained_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple[str, int, int]]:

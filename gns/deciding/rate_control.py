@@ -49,6 +49,8 @@ class RateControl:
     :param steps: updates that the optimizer's state holds already
     :param layers: how many layers there are, and which of them each parameter group holds, by number; read in modes
         in which layers have actions. None: no layer is known, and the shared rate is all there is
+    :param start_factor: what the initial rates are multiplied by at the start: in modes that begin at a default rate,
+        its ratio to the initial one
     :param phases: what comes before the profile. In a warm-up no decision is taken but the first, on the rate that it
         leads to
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
@@ -61,6 +63,7 @@ class RateControl:
         initial_lrs: list[Any],
         steps: int = 0,
         layers: tuple[int, Sequence[Sequence[int]]] | None = None,
+        start_factor: float = 1.0,
         phases: Phases = Phases(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.config, self.phases = config, phases
@@ -70,6 +73,7 @@ class RateControl:
         self._profile = config.action_mode.profile(config)
         self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
+        self._memory.scale = self._memory.anchor = min(max(start_factor, self._bounds[0]), self._bounds[1])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
