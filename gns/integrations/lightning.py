@@ -77,11 +77,16 @@ class LossReporter(Callback):
                     )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin anew; a run that is at its very start begins at the rates that a learning-rate finder may have set."""
+        """Begin anew; a run that is at its very start begins at the rates that a learning-rate finder may have set.
+
+        The trainer's loggers get the figures of the schedulers it was returned, see :meth:`gns.GNSScheduler.log_to`.
+        """
         self._begin_update()
-        for number, scheduler in enumerate(self._in_order(trainer)):
+        for scheduler in self._schedulers:
             scheduler._begin_at_rates_found()
-            if trainer.loggers and scheduler not in self._logged:
+        returned = [scheduler for config in trainer.lr_scheduler_configs for scheduler in _inside(config.scheduler)]
+        for number, scheduler in enumerate(returned if trainer.loggers else []):
+            if scheduler not in self._logged:
                 self._logged.add(scheduler)
                 scheduler.log_to(_Loggers(trainer), f"gns_{number}/" if number else "gns/")
 
@@ -105,11 +110,6 @@ class LossReporter(Callback):
                 self.tell(scheduler)
 
     # ------------------------------------------------------------------ inside
-
-    def _in_order(self, trainer: Any) -> list[GNSScheduler]:
-        """Return the schedulers in the order of their optimizers, for names that stay the same."""
-        order = [id(getattr(optimizer, "optimizer", optimizer)) for optimizer in trainer.optimizers]
-        return sorted(self._schedulers, key=lambda s: order.index(id(s.optimizer)) if id(s.optimizer) in order else 1e9)
 
     def tell(self, scheduler: GNSScheduler, again: bool = True) -> None:
         """Tell a scheduler the losses since the last step; if not ``again``, only those that it does not know."""

@@ -24,8 +24,8 @@ def find_policy(source: str | Path, card: bool = False, **wanted: Any) -> dict[s
 
     A Hub id has the form ``user/name``, and is text. What is a folder here is never looked for on the Hub, and no more
     is a missing one whose first part is a folder here, or ``outputs``: a slip of the keyboard must not fetch a
-    stranger's policy. That the Hub is asked is logged as a warning. The text ``prior`` is the prior that comes with this
-    package, see :mod:`gns.policy.prior`; a folder of that name is ``./prior``.
+    stranger's policy. That the Hub is asked is logged as a warning. The text ``prior`` is the prior that comes with
+    this package, see :mod:`gns.policy.prior`; a folder of that name is ``./prior``.
 
     :param source: folder or Hub id
     :param card: find its model card too, if there is one

@@ -240,9 +240,7 @@ class ScheduledRun:
 
     def _new_core(self, optimizer: torch.optim.Optimizer, group: Any, rates: list[float]) -> DecisionCore:
         assert self.graph is not None
-        return DecisionCore(
-            self.model, optimizer, self.graph, self.budget, self.decision, group, rates, phases=self.phases
-        )
+        return DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, rates, self.phases)
 
     def _log_outside(self, found: list[str]) -> None:
         """Say that the run is none like those that the policy was trained on, where it is not."""
