@@ -49,8 +49,8 @@ class RateControl:
     :param steps: updates that the optimizer's state holds already
     :param layers: how many layers there are, and which of them each parameter group holds, by number; read in modes
         in which layers have actions. None: no layer is known, and the shared rate is all there is
-    :param start_factor: what the initial rates are multiplied by at the start: in modes that begin at a default rate,
-        its ratio to the initial one
+    :param default_factor: ratio of the optimizer's calibrated default rate to the initial one, at which some modes
+        begin; NaN: there is none
     :param phases: what comes before the profile. In a warm-up no decision is taken but the first, on the rate that it
         leads to
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
@@ -63,7 +63,7 @@ class RateControl:
         initial_lrs: list[Any],
         steps: int = 0,
         layers: tuple[int, Sequence[Sequence[int]]] | None = None,
-        start_factor: float = 1.0,
+        default_factor: float = math.nan,
         phases: Phases = Phases(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.config, self.phases = config, phases
@@ -73,7 +73,9 @@ class RateControl:
         self._profile = config.action_mode.profile(config)
         self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
-        self._memory.scale = self._memory.anchor = min(max(start_factor, self._bounds[0]), self._bounds[1])
+        self._default = default_factor
+        if config.action_mode.from_default and not config.trust_initial_rate and not math.isnan(default_factor):
+            self._memory.scale = self._memory.anchor = min(max(default_factor, self._bounds[0]), self._bounds[1])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
@@ -114,6 +116,11 @@ class RateControl:
     def applied_rate(self) -> float:
         """Rate that the coming update has in the first parameter group, see :attr:`learning_rate`."""
         return self._applied(self.initial_lrs[0], self.factor)
+
+    @property
+    def level(self) -> float:
+        """Level of the rate, which the profile multiplies, over the calibrated default; NaN where there is none."""
+        return self._memory.scale / self._default
 
     @property
     def group_factors(self) -> list[float]:

@@ -57,12 +57,13 @@ def calibrated_rate(optimizer: torch.optim.Optimizer, profile: str = "rex", fine
 
 def default_rate(optimizer: torch.optim.Optimizer, model: nn.Module, profile: str = "rex") -> float:
     """Return the rate that somebody who tunes nothing starts a model from: :func:`calibrated_rate`, and for pretrained
-    encoders under Adam and its kin :data:`ENCODER_RATE`.
+    encoders under Adam and its kin :data:`ENCODER_RATE`. A profile that was not measured has the rate of REX.
 
     :raises UnknownNameError: if no rate was calibrated for the optimizer
     """
     pretrained = is_pretrained(model)
-    rate = calibrated_rate(optimizer, profile, pretrained)
+    measured = profile in (*calibration()["profiles"], *_INSTEAD)
+    rate = calibrated_rate(optimizer, profile if measured else "rex", pretrained)
     adaptive, encoder = not isinstance(optimizer, torch.optim.SGD), any(map(_attends, model.modules()))
     return ENCODER_RATE if pretrained and adaptive and encoder else rate
 
