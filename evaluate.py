@@ -5,6 +5,15 @@ Or run a whole suite of comparisons: ``python evaluate.py suite=evidence policy=
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all imports: --help and --cfg need none of them, and they take seconds
+    import sys
+    from importlib import import_module
+
+    from agents.runtime.command import launch
+
+    launch("evaluate", lambda config: import_module("evaluate").run(config))
+    sys.exit()
+
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
@@ -36,7 +45,7 @@ from agents.reports.shares_tables import LEGEND as SHARES_LEGEND
 from agents.reports.shares_tables import shares_tables, write_shares
 from agents.reports.transfer_matrix import LEGEND, transfer_tables, write_transfer
 from agents.reports.worth_tables import write_worth
-from agents.runtime.command import launch, plain, require_device, use_data_root
+from agents.runtime.command import plain, require_device, use_data_root
 from agents.runtime.output_folder import output_folder
 from agents.runtime.progress import ProgressBar
 from agents.runtime.settings import build
@@ -243,7 +252,3 @@ def _tell(
         told.append(wandb_report.publish(folder, config.mode))
     for line in told:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-if __name__ == "__main__":
-    launch("evaluate", run)

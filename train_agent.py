@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all imports: --help and --cfg need none of them, and they take seconds
+    import sys
+    from importlib import import_module
+
+    from agents.runtime.command import launch
+
+    launch("train_agent", lambda config: import_module("train_agent").run(config))
+    sys.exit()
+
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from agents.evaluation.results_cache import ResultsCache
-from agents.runtime.command import launch, plain, require_device, use_data_root
+from agents.runtime.command import plain, require_device, use_data_root
 from agents.runtime.output_folder import output_folder
 from agents.runtime.progress import ProgressBar, Work
 from agents.runtime.settings import build
@@ -194,7 +203,3 @@ def _scored(progress: Progress) -> str:
 def part_of_the_result(config: DictConfig) -> dict[str, Any]:
     """Return the settings that the policy depends on."""
     return {key: value for key, value in plain(config).items() if key not in _NO_PART_OF_THE_RESULT}
-
-
-if __name__ == "__main__":
-    launch("train_agent", run)

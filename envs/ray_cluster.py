@@ -8,7 +8,7 @@ import os
 from types import ModuleType
 
 from envs.engine import EngineConfig
-from gns.errors import InvalidSettingError, MissingPackageError
+from gns.errors import InvalidSettingError, needing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,13 +25,8 @@ def start_ray(engine: EngineConfig, count: int) -> ModuleType:
     :raises MissingPackageError: if Ray is not installed
     :raises InvalidSettingError: if there is no such cluster
     """
-    try:
+    with needing("cluster"):
         import ray
-    except ImportError as error:
-        raise MissingPackageError(
-            f"The package 'ray' is not installed ({error}); install it by pip install 'gns-scheduler[distributed]', or "
-            "set engine.name=processes."
-        ) from error
     needed = math.ceil(count * engine.resources.get("num_cpus", 1))
     if not ray.is_initialized():
         if engine.address is None and not os.environ.get("RAY_ADDRESS"):

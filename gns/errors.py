@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 
@@ -82,6 +83,22 @@ class WorkerLostError(GNSError, RuntimeError):
 
 class RanksDisagreeError(GNSError, RuntimeError):
     """Processes that train one model together were given different settings, or are not at the same update."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Import optional packages within this, which says what to install where there is none.
+
+    :param extra: of this project, that the packages belong to
+    :raises MissingPackageError: if one is not installed
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"The package {error.name!r} is not installed; expected what the extra {extra!r} brings. Install it by "
+            f"pip install 'gns-scheduler[{extra}]'."
+        ) from error
 
 
 def require_positive(name: str, value: float) -> None:

@@ -185,6 +185,9 @@ def test_a_terminal_gets_a_table(policy, run, monkeypatch):
     assert status == 0 and "─" in out and "level <- level" in out
     shown = re.sub("\x1b\\[[0-9;]*m", "", out)  # without colours
     assert max(len(line) for line in shown.splitlines()[1:]) <= 60
+    monkeypatch.setitem(sys.modules, "rich", None)  # which is no part of a plain installation
+    status, plain, _ = run("inspect", policy)
+    assert status == 0 and "─" not in plain and "level <- level" in plain
 
 
 def test_what_a_file_says_cannot_steer_the_terminal(tmp_path, run):

@@ -67,9 +67,9 @@ def test_files_that_pages_have_written_work_with_their_commands(root, tmp_path):
         page: next(words for words in commands(text_of(page)) if words[:2] == ["python", "evaluate.py"])
         for page in WITH_FILES
     }
-    calls = [
-        f"sys.argv = {words[1:]!r}; runpy.run_path('evaluate.py', run_name='__main__')" for words in of_pages.values()
-    ]
+    call = "try:\n    runpy.run_path('evaluate.py', run_name='__main__')\n"
+    call += "except SystemExit as end:\n    assert not end.code"
+    calls = [f"sys.argv = {words[1:]!r}\n{call}" for words in of_pages.values()]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(["import runpy, sys", *calls])],
         cwd=tmp_path,

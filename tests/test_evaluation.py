@@ -13,8 +13,9 @@ from agents.evaluation.comparison import compare, hindsight
 from agents.evaluation.protocol import EvaluationConfig, Grid, InitialRates, evaluate, wider
 from agents.evaluation.results import COLUMNS, Evaluation, tune
 from agents.evaluation.sweep import _path
-from agents.reports.files import markdown, prepare_folder, tables, write_results
+from agents.reports.files import markdown, tables, write_results
 from agents.reports.pictures import draw_settings
+from agents.runtime.output_folder import prepare_folder
 from envs.tasks import get_task
 from gns import GNSPolicy
 from gns.errors import InvalidSettingError, UnknownNameError

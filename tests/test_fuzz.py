@@ -39,9 +39,10 @@ from gns import (
     PolicyFormatError,
 )
 from gns.errors import GNSError, StateError
+from gns.features import DEFAULT_FEATURE
 from gns.features.schemas import SCHEMAS
 from gns.graph.layer_graph import LayerGraph
-from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
+from gns.scheduler.history import DecisionRecord, RunHistory
 from gns.tools.history_files import load_history
 from gns.tools.inspect_history import inspect_history, print_history
 from train_agent import _OUTSIDE_TRAINING

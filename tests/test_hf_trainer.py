@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -281,6 +282,25 @@ def test_no_update_at_all_is_refused(examples, settings, message, tmp_path):
         training_updates(arguments(tmp_path, **settings), examples)
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"warmup_steps": 4}, "warmup_steps=4"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type='cosine'"),
+        ({"warmup_steps": 0.1, "lr_scheduler_type": "constant"}, "warmup_steps=0.1, lr_scheduler_type='constant'"),
+        ({}, None),
+    ],
+)
+def test_settings_that_do_nothing_are_told_once(settings, named, tmp_path):
+    run = make_trainer(tmp_path, "mean", settings=settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    told = [str(warning.message) for warning in caught if "has no effect" in str(warning.message)]
+    assert len(told) == (named is not None)
+    assert not told or (f"TrainingArguments({named}) has no" in told[0] and "warmup_steps=N" in told[0])
+
+
 class Stops(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == 4
@@ -339,6 +359,7 @@ def test_a_run_that_was_taken_back_goes_on(tmp_path, seen):
 
 PROCESS = """
 import sys
+import warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gns
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("gns", "envs", "agents")
 HEAVY = ("stable_baselines3", "gymnasium", "hydra", "wandb", "ray", "envs", "agents")
@@ -150,6 +152,35 @@ def test_importing_gns_loads_nothing_of_reinforcement_learning(tmp_path):
     assert "gns" in loaded and "torch_geometric" in loaded
     assert loaded.isdisjoint(HEAVY)
     assert loaded.isdisjoint(FRAMEWORKS)
+
+
+WHEN_USED = (
+    *("torch_geometric", "huggingface_hub", "safetensors", "matplotlib", "networkx", "rich", "pandas", "scipy"),
+    *("transformers", "sympy", "tensorboard"),
+)
+
+
+def test_importing_the_scheduler_loads_what_is_heavy_only_when_it_is_used(tmp_path):
+    loaded = loaded_after("import gns, sys\nassert 'torch' not in sys.modules\nfrom gns import GNSScheduler", tmp_path)
+    assert {"gns", "torch"} <= loaded
+    assert loaded.isdisjoint((*HEAVY, *FRAMEWORKS, *WHEN_USED))
+
+
+def test_the_command_line_of_gns_says_its_options_without_torch(tmp_path):
+    script = "import runpy, sys\nsys.argv = ['gns', 'inspect', '--help']\n"
+    script += "try:\n    runpy.run_module('gns', run_name='__main__')\nexcept SystemExit:\n    print()"
+    assert "torch" not in loaded_after(script, tmp_path)
+
+
+def test_names_of_gns_are_those_that_type_checkers_are_told():
+    told = ast.parse((ROOT / "gns" / "__init__.py").read_text())
+    block = next(node for node in told.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    homes = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(homes) == sorted(gns.__all__) and set(gns.__all__) <= set(dir(gns))
+    for name, module in homes.items():
+        assert getattr(gns, name) is getattr(sys.modules[module], name)
+    with pytest.raises(AttributeError, match="module 'gns' has no attribute 'GNSSheduler'"):
+        gns.GNSSheduler  # noqa: B018
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -1,6 +1,7 @@
 """The scheduler in PyTorch Lightning: passing ``self`` is all there is to do."""
 
 import copy
+import csv
 import os
 import pickle
 import re
@@ -377,6 +378,8 @@ def test_data_without_a_length_are_refused_with_what_to_give_and_trained_on_then
     data = torch.utils.data.DataLoader(Stream(), batch_size=None)
     with pytest.raises(InvalidSettingError, match=r"IterableDataset.*max_steps=N"):
         trainer().fit(module(), data)
+    with pytest.raises(InvalidSettingError, match=r"total_steps is inf.*without an end \(max_epochs=-1.*max_steps=N"):
+        fit(module(), max_epochs=-1)
     trained = module()
     trainer(max_epochs=-1, max_steps=7).fit(trained, data)
     assert trained.scheduler.last_epoch == trained.scheduler.budget == 7
@@ -392,6 +395,43 @@ def test_training_that_stops_early_is_told_with_the_number_to_give(caplog):
     assert "ended after" not in caplog.text
     fit(module(), callbacks=[Stops()], min_epochs=0)
     assert f"ended after 9 of total_steps={T} updates" in caplog.text
+
+
+class Unknown(Module):
+    def configure_optimizers(self):
+        optimizer = two_groups(self)
+        self.rates = Watch(optimizer).rates
+        self.scheduler = make_scheduler(optimizer, self, budget=None)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 30:
+            self.scheduler.cooldown(10)
+        return -1 if self.trainer.global_step == 40 else None
+
+    def on_train_epoch_end(self):
+        self.trainer.should_stop = self.trainer.global_step >= 40
+
+
+def test_training_without_an_end_is_cooled_down_when_it_is_known(caplog):
+    trained = module(Unknown)
+    fit(trained, max_epochs=-1)
+    rates = [first for first, _ in trained.rates]
+    assert trained.scheduler.last_epoch == trained.scheduler.budget == len(rates) == 40
+    assert rates[0] == rates[19] and rates[39] < 0.3 * rates[30] and "ended after" not in caplog.text
+
+
+def test_the_trainers_loggers_have_the_figures_of_every_decision(tmp_path):
+    trained = module()
+    fit(trained, logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
+    rows = list(csv.DictReader((next(tmp_path.rglob("metrics.csv"))).open()))
+    logged = {int(row["step"]): row for row in rows if row.get("gns/decisions")}
+    records = {record.update: record for record in trained.scheduler.history}
+    assert logged.keys() == records.keys() and len(records) == 5
+    for number, (update, record) in enumerate(records.items(), start=1):
+        assert float(logged[update]["gns/multiplier"]) == pytest.approx(record.multiplier)
+        assert float(logged[update]["gns/learning_rate"]) == pytest.approx(trained.rates[update][0])
+        assert (float(logged[update]["gns/decisions"]), float(logged[update]["gns/rollbacks"])) == (number, 0)
 
 
 class Longer(Module):

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gns.policy.finding
 from gns import GNSPolicy, NetworkConfig, PolicyConfig, PolicyFormatError
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json
 from gns.scheduler import policy_source
@@ -281,8 +280,8 @@ class Hub:
     def __init__(self, folder: Path, sizes: dict[str, int], monkeypatch) -> None:
         self.folder, self.sizes, self.asked, self.fetched = folder, sizes, [], []
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(gns.policy.finding, "get_hf_file_metadata", self.metadata)
-        monkeypatch.setattr(gns.policy.finding, "hf_hub_download", self.download)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", self.metadata)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
 
     def metadata(self, url, token=None):
         self.asked.append((url, token))
@@ -378,7 +377,7 @@ def test_what_does_not_look_like_a_hub_id_or_stands_in_a_folder_here_is_never_fe
 def test_that_the_hub_is_asked_is_said_first(folder, monkeypatch, caplog):
     hub = Hub(folder, {}, monkeypatch)
     monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("fetched before it was said"))
-    monkeypatch.setattr(gns.policy.finding, "hf_hub_download", lambda **_: caplog.text and 1 / 0)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: caplog.text and 1 / 0)
     with pytest.raises(PolicyFormatError, match="ZeroDivisionError"):
         GNSPolicy.from_pretrained("somebody/policy", revision="v1")
     assert "Hub for policy somebody/policy, revision v1" in caplog.text

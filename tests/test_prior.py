@@ -14,9 +14,9 @@ from envs.learning_rate_env import LearningRateEnv
 from gns import DecisionConfig, GNSPolicy, GNSScheduler
 from gns.policy.finding import PRIOR_FOLDER
 from gns.policy.prior import prior_policy
+from gns.scheduler.policy_source import fingerprint
 from gns.schedules.calibrated import ENCODER_RATE, calibrated_rate, default_rate, is_pretrained
 from gns.schedules.profiles import get_profile
-from gns.scheduler.policy_source import fingerprint
 
 UPDATES = 40
 REX = get_profile("rex")

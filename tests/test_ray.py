@@ -99,9 +99,9 @@ def test_an_error_of_a_job_ends_the_sweep():
 @pytest.mark.parametrize("make", [lambda: make_vector([get_task("digits_mlp")], checks.CONFIG, 2, 2, engine=RAY)])
 def test_without_ray_an_error_says_how_to_install_it(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r"gns-scheduler\[distributed\]"):
+    with pytest.raises(MissingPackageError, match=r"gns-scheduler\[cluster\]"):
         make()
-    with pytest.raises(MissingPackageError, match=r"gns-scheduler\[distributed\]"):
+    with pytest.raises(MissingPackageError, match=r"gns-scheduler\[cluster\]"):
         run_jobs(checks.jobs_of(REX), 2, engine=RAY)
 
 

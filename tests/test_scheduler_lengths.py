@@ -46,10 +46,14 @@ def test_a_run_of_fewer_updates_than_decisions_decides_before_each(budget):
     assert again.scheduler.run_history().rate_path()[1][-1] == run.rates[-1]
 
 
-@pytest.mark.parametrize("steps", [None, -1, float("inf")])
-def test_an_unknown_length_is_refused_with_what_to_give(steps):
-    with pytest.raises(InvalidSettingError, match=r"total_steps is .*IterableDataset.*max_steps=N.*scheduler\.budget"):
+@pytest.mark.parametrize(
+    ("steps", "why", "other"),
+    [(-1, "IterableDataset", "max_epochs=-1"), (float("inf"), r"max_epochs=-1", "IterableDataset")],
+)
+def test_an_unknown_length_is_refused_with_its_cause_and_what_to_give(steps, why, other):
+    with pytest.raises(InvalidSettingError, match=rf"total_steps is .*{why}.*max_steps=N.*total_steps=None") as refused:
         Run(steps)
+    assert other not in str(refused.value)
 
 
 def test_a_budget_beyond_all_runs_takes_no_memory():

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scheduler_loop import T, batch, lively_policy, make_scheduler, network, two
 from torch.nn import functional as F
 
 from gns import GNSPolicy, GuardConfig, InvalidSettingError, OutOfOrderError, UnknownNameError
-from gns.errors import StateError
+from gns.errors import MissingPackageError, StateError
 from gns.features.schemas import SCHEMAS, get_schema
 from gns.tools.command_line import main
 from gns.tools.history_files import load_history
@@ -203,6 +204,13 @@ def test_the_picture_marks_decisions_and_rollbacks_with_losses_below(tmp_path):
     assert heights == [loss for *_, loss in run.scheduler.run_history().losses()]
     run.scheduler.plot(tmp_path / "run.png")
     assert size(tmp_path / "run.png") == (840, 672)
+
+
+def test_without_matplotlib_an_error_names_the_extra(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for kind in ("rates", "layers", "graph"):
+        with pytest.raises(MissingPackageError, match=r"'matplotlib'.*pip install 'gns-scheduler\[plots\]'"):
+            run.scheduler.plot(kind=kind)
 
 
 def test_before_any_loss_is_known_only_rates_are_drawn(tmp_path):

@@ -171,6 +171,21 @@ def test_what_is_of_use_passes(argument):
     check_choices([argument])
 
 
+@pytest.mark.parametrize("option", [["--cfg", "job"], ["--cfg=job"], ["-c", "job"], ["--info", "config"]])
+def test_options_that_show_take_a_value(option):
+    check_choices(["seed=2", *option, "name=x"])
+    with pytest.raises(InvalidSettingError, match="names code"):
+        check_choices([*option, "name._target_=os.system"])
+
+
+@pytest.mark.parametrize("entry", ["train_agent", "evaluate"])
+def test_the_commands_show_their_configuration_and_do_nothing(entry, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [entry, "name=seen", "--cfg", "job"])
+    launch(entry, lambda config: pytest.fail("it was run"))
+    assert "name: seen" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 def test_a_key_that_names_code_is_refused_wherever_it_came_from():
     with pytest.raises(InvalidSettingError, match="names code"):
         build(Outer, {"inner": {"_target_": "os.system"}})

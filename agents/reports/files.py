@@ -15,29 +15,11 @@ from agents.evaluation.comparison import MARK, Line, by_setting, hindsight
 from agents.evaluation.results import Evaluation
 from agents.reports.tables import markdown_table, terminal_table
 from envs.trivial import NOTHING
-from gns.errors import InvalidSettingError
 
 NOTHING_LEGEND = (
     f"{MARK}: some of its runs learned nothing. Their test loss is not finite, or at least {NOTHING:g} times that of a "
     "model that has learned nothing."
 )
-
-
-def prepare_folder(folder: Path) -> Path:
-    """Create a folder for results, before any work is done.
-
-    :raises InvalidSettingError: if it cannot be written to
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InvalidSettingError(
-            f"Cannot write to {folder} ({error}); expected a folder to put results in."
-        ) from error
-    return folder
 
 
 def tables(lines: Sequence[Line]) -> list[Table]:

@@ -212,7 +212,7 @@ def _workspaces() -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(
             "report=wandb needs the package wandb-workspaces, which is not installed; pip install wandb-workspaces (or "
-            "this project's extra 'reports'), or pick report=html."
+            "this project's extra 'tracking'), or pick report=html."
         ) from error
     module: ModuleType = reports
     return module

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agents.reports.files import prepare_folder
 from gns.errors import FolderInUseError, InvalidSettingError
 
 RESULTS = Path("outputs")
@@ -39,6 +38,23 @@ def folder_of(name: Any) -> Path:
             "or '..' in it, no '/' at an end, and nothing that cannot be printed."
         )
     return RESULTS / text
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Create a folder for results, before any work is done.
+
+    :raises InvalidSettingError: if it cannot be written to
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidSettingError(
+            f"Cannot write to {folder} ({error}); expected a folder to put results in."
+        ) from error
+    return folder
 
 
 @contextmanager

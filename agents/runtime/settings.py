@@ -23,6 +23,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 _HYDRA_SETTINGS = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir", "verbose", "mode")
 _FLAGS = ("--config-path", "--config-dir", "--config-name", "--experimental-rerun")  # other files; the last a pickle
 _SHORT_FLAGS = ("-cp", "-cd", "-cn")
+_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p")  # options of Hydra that show, as --cfg job
 _CODE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
@@ -42,7 +43,9 @@ def check_choices(overrides: Sequence[str], folder: Path = CONFIG_FOLDER) -> Non
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    for argument in overrides:
+    for before, argument in zip(["", *overrides], overrides, strict=False):
+        if before in _WITH_VALUE and argument.isidentifier():
+            continue
         _check_flag(argument)
         try:
             override = parser.parse_override(argument)

@@ -249,7 +249,9 @@ class BatchedEnv(CheckedVecEnv):
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
         """Return node and global features of all runs, and tell their controls what was seen."""
-        return observe(self.runs, self.graph, self.controls, self.losses, self.config.decision.features, self._pretrained)
+        return observe(
+            self.runs, self.graph, self.controls, self.losses, self.config.decision.features, self._pretrained
+        )
 
     # ------------------------------------------------------------------ guard
 

@@ -33,7 +33,9 @@ def travel_of(runs: BatchedRuns, graph: LayerGraph) -> np.ndarray:
     counts = [part.shape[1] for part in runs.sketched(runs.weights[:1])]
     by_run = torch.from_numpy(runs.rows).to(runs.device)
     starts, found = runs.starts.split(counts, dim=1), []
-    parts = zip(starts, runs.sketched(runs.weights), runs.sketched(runs.gradients), runs.model.shapes.values(), strict=True)
+    parts = zip(
+        starts, runs.sketched(runs.weights), runs.sketched(runs.gradients), runs.model.shapes.values(), strict=True
+    )
     for x0, x, g, shape in parts:
         g, travel = g[by_run], x[by_run] - x0
         products = torch.stack([x0 * x0, travel * travel, g * travel, g * g])
@@ -100,7 +102,12 @@ def _setting(runs: BatchedRuns, graph: LayerGraph, name: str) -> np.ndarray:
 
 
 def observe(
-    runs: BatchedRuns, graph: LayerGraph, controls: Sequence[RateControl], losses: torch.Tensor, schema: str, pretrained: bool = False
+    runs: BatchedRuns,
+    graph: LayerGraph,
+    controls: Sequence[RateControl],
+    losses: torch.Tensor,
+    schema: str,
+    pretrained: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Observe all runs, and tell their controls what was seen.
 

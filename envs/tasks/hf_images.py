@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from envs.tasks.images import CIFAR10, register_image_task
 from envs.tasks.pretrained import Template, explained, locate, quiet, read_template
-from gns.errors import InvalidSettingError, UnknownNameError, require_count
+from gns.errors import InvalidSettingError, UnknownNameError, needing, require_count
 
 
 class HFImageClassifier(nn.Module):
@@ -73,7 +73,8 @@ def hf_image_classifier(
 
 
 def _new(type: str, channels: int, classes: int, config: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig, AutoModelForImageClassification
+    with needing("text"):
+        from transformers import AutoConfig, AutoModelForImageClassification
 
     _require_image_classifier("type", type)
     settings = _settings(AutoConfig.for_model(type), channels, classes, config)
@@ -83,7 +84,8 @@ def _new(type: str, channels: int, classes: int, config: Mapping[str, Any]) -> A
 
 @lru_cache(maxsize=2)
 def _pretrained(id: str, location: str, channels: int, classes: int, config: str) -> Template:
-    from transformers import AutoConfig
+    with needing("text"):
+        from transformers import AutoConfig
 
     with quiet():
         with explained(location, "weights"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gns.errors import GNSError
+from gns.errors import GNSError, needing
 
 DATA_ROOT = "GNS_DATA_ROOT"
 _ROWS_READ = 500  # encoded images in memory at a time
@@ -44,7 +44,8 @@ def load_hub_dataset(hub_id: str, name: str | None = None) -> Any:
     :param name: configuration of the data set, such as ``mrpc``
     :raises DataNotFoundError: if neither has it, or it is a script that would have to be run
     """
-    import datasets
+    with needing("text"):
+        import datasets
 
     root = data_root()
     folder = root / hub_id if root else None

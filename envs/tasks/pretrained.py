@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from envs.tasks.hub import DATA_ROOT, DataNotFoundError, data_root, without_root
-from gns.errors import InvalidSettingError
+from gns.errors import InvalidSettingError, needing
 
 _TEMPLATES_KEPT = 4
 
@@ -67,7 +67,8 @@ def read_template(auto_class: str, location: str, **settings: Any) -> Template:
     :param auto_class: name of one of ``transformers``' Auto classes
     :param settings: passed to ``from_pretrained``
     """
-    import transformers
+    with needing("text"):
+        import transformers
 
     with torch.random.fork_rng(devices=[]):
         model, report = getattr(transformers, auto_class).from_pretrained(
@@ -103,7 +104,8 @@ def new_from_config(auto_class: str, location: str, **settings: Any) -> nn.Modul
 
     :raises DataNotFoundError: if there is no configuration to be had
     """
-    import transformers
+    with needing("text"):
+        import transformers
 
     config = load_config(location, **settings)
     with quiet():
@@ -116,7 +118,8 @@ def load_config(location: str, **settings: Any) -> Any:
     :param settings: to be changed in it
     :raises DataNotFoundError: if there is none to be had
     """
-    import transformers
+    with needing("text"):
+        import transformers
 
     with quiet(), explained(location, "configuration"):
         return transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, **settings)
@@ -129,7 +132,8 @@ def load_tokenizer(location: str) -> Any:
     :raises DataNotFoundError: if there is none to be had
     :raises InvalidSettingError: if it cannot pad
     """
-    import transformers
+    with needing("text"):
+        import transformers
 
     with quiet(), explained(location, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, use_fast=True, trust_remote_code=False)

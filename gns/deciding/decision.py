@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gns.deciding.action_modes import ACTION_MODES
 from gns.deciding.config import DecisionConfig, Observation
+from gns.deciding.phases import Phases
 from gns.deciding.rate_control import RateControl, initial_rate
 from gns.errors import LayerGraphError, OutOfOrderError, UnknownNameError
 from gns.features.held_out import ValidationStatistics
@@ -61,6 +62,7 @@ class DecisionCore(RateControl):
     :param process_group: ranks that train this model together and must decide alike, see
         :mod:`gns.parallel.distributed`; None: this process decides alone, and communicates with no other
     :param initial_lrs: initial rate of each parameter group; None: the rates they have now, within the bounds
+    :param phases: what comes before the profile
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds; if the
         model is sharded over other ranks than these
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
@@ -75,6 +77,7 @@ class DecisionCore(RateControl):
         config: DecisionConfig,
         process_group: ProcessGroup | None = None,
         initial_lrs: Sequence[float | Tensor] | None = None,
+        phases: Phases = Phases(),  # noqa: B008 (it is frozen)
     ) -> None:
         rates = list(initial_lrs or (initial_rate(group["lr"], config) for group in optimizer.param_groups))
         bound = graph.bind(model)
@@ -83,7 +86,7 @@ class DecisionCore(RateControl):
         self._sizes = [len(layer) for layer in bound]
         layers = _layers_of_groups(self._sizes, self._groups, len(rates))
         default = default_factor(config, optimizer, unwrap(model), rates)
-        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, default)
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, default, phases)
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
@@ -141,7 +144,7 @@ class DecisionCore(RateControl):
             raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
         factors = self.group_factors
         for group, initial, factor in zip(self.optimizer.param_groups, self.initial_lrs, factors, strict=True):
-            rate = self._rate(initial, factor)
+            rate = self._applied(initial, factor)
             if isinstance(group["lr"], Tensor):  # capturable optimizers keep their rate on the device
                 group["lr"].fill_(rate)
             else:
@@ -156,11 +159,12 @@ class DecisionCore(RateControl):
             room = losses_kept(self.interval, self.interval)
             self._losses = torch.zeros(room, dtype=torch.float32, device=loss.device)
         place, between = divmod(memory.interval_updates, _spacing(self.interval))
-        if not between:
+        if not between and self._counts:
             self._losses[place].copy_(loss)
         if self._before_last is not None:
             changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
-            per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())
+            factors = self._of_tensors(self.group_factors) * self.phases.ramp(memory.update)
+            per_rate = torch._foreach_div(changes, factors.tolist())
             self._measured = beside(torch._foreach_powsum(per_rate, 2, dtype=torch.float32))
             self._before_last = None
         self.count_updates()
@@ -177,12 +181,17 @@ class DecisionCore(RateControl):
         """Whether model or optimizer have other trainable parameters, or other names of them, than it decides on."""
         return trained_by(self.optimizer, self.model) != self._trained
 
+    def stretch(self, budget: int) -> None:
+        """Go on for another number of updates, right after a decision, when no loss of an interval is kept yet."""
+        self.budget, self.interval = budget, self.config.interval(budget)
+        self._losses = None
+
     def take_up_groups(self) -> None:
         """Let parameter groups that were added to the optimizer keep the ratio to the others that they have now.
 
         :raises InvalidSettingError: if the rate of one is not positive or out of bounds
         """
-        factor, known = self.factor, len(self.initial_lrs)
+        factor, known = self.factor * self.phases.ramp(self.update), len(self.initial_lrs)
         added = [initial_rate(group["lr"], self.config) for group in self.optimizer.param_groups[known:]]
         self.initial_lrs += [rate / factor for rate in added]
         self._groups = group_of_each(self.optimizer, self._parameters)

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from gns.deciding.config import DecisionConfig
+from gns.deciding.phases import Phases
 from gns.errors import InvalidSettingError, OutOfOrderError, require_positive
 from gns.features.statistics import usual_losses
 
@@ -50,6 +51,8 @@ class RateControl:
         in which layers have actions. None: no layer is known, and the shared rate is all there is
     :param default_factor: ratio of the optimizer's calibrated default rate to the initial one, at which some modes
         begin; NaN: there is none
+    :param phases: what comes before the profile. In a warm-up no decision is taken but the first, on the rate that it
+        leads to
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
     """
 
@@ -61,8 +64,9 @@ class RateControl:
         steps: int = 0,
         layers: tuple[int, Sequence[Sequence[int]]] | None = None,
         default_factor: float = math.nan,
+        phases: Phases = Phases(),  # noqa: B008 (it is frozen)
     ) -> None:
-        self.config = config
+        self.config, self.phases = config, phases
         self.interval = config.interval(budget)
         self.budget = int(budget)
         self.initial_lrs = [initial_rate(rate, config, by_ratio=True) for rate in initial_lrs]
@@ -93,18 +97,25 @@ class RateControl:
     def decision_due(self) -> bool:
         """Whether the coming update waits for a decision."""
         memory = self._memory
-        return memory.update % self.interval == 0 and memory.decided_at != memory.update and not self.finished
+        begins = memory.update % self.interval == 0 and not 0 < memory.update < self.phases.warmup
+        return begins and memory.decided_at != memory.update and not self.finished
 
     @property
     def factor(self) -> float:
-        """Factor on the initial rates for the coming update, within bounds."""
+        """Factor on the initial rates for the coming update, within bounds; in a warm-up that which it leads to."""
         lowest, highest = self._bounds
-        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
+        position = self.phases.position(self._memory.update, self.budget)
+        return min(max(self._memory.scale * self._profile(position), lowest), highest)
 
     @property
     def learning_rate(self) -> float:
         """Rate of the first parameter group for the coming update, without a multiplier of its own."""
         return self._rate(self.initial_lrs[0], self.factor)
+
+    @property
+    def applied_rate(self) -> float:
+        """Rate that the coming update has in the first parameter group, see :attr:`learning_rate`."""
+        return self._applied(self.initial_lrs[0], self.factor)
 
     @property
     def level(self) -> float:
@@ -162,7 +173,7 @@ class RateControl:
 
     def rates(self, count: int) -> np.ndarray:
         """Return :attr:`learning_rate` at each of the coming updates if no decision is taken, (count,)."""
-        profile = _table(self._profile, self.budget)[self.update : self.update + count]
+        profile = _table(self._profile, self.budget, self.phases)[self.update : self.update + count]
         factors = np.minimum(np.maximum(self._memory.scale * profile, self._bounds[0]), self._bounds[1])
         return np.minimum(np.maximum(self.initial_lrs[0] * factors, self.config.min_lr), self.config.max_lr)
 
@@ -211,7 +222,7 @@ class RateControl:
     def count_updates(self, count: int = 1) -> None:
         """Note that updates were made."""
         memory = self._memory
-        memory.interval_updates += count
+        memory.interval_updates += count if self._counts else 0
         memory.update += count
         memory.steps += count
 
@@ -236,7 +247,7 @@ class RateControl:
         """
         memory = self._memory
         memory.update = memory.steps = updates
-        memory.scale = self.shared_rate(rates) / (self.initial_lrs[0] * self.factor)
+        memory.scale = self.shared_rate(rates) / (self.initial_lrs[0] * self.factor * self.phases.ramp(updates))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered between updates; what was observed last is not part of it."""
@@ -274,6 +285,16 @@ class RateControl:
         """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""
         return min(max(initial * factor, self.config.min_lr), self.config.max_lr)
 
+    def _applied(self, initial: float, factor: float) -> float:
+        """Rate of a group for the coming update."""
+        ramp = self.phases.ramp(self._memory.update)
+        return self._rate(initial, factor) if ramp == 1.0 else max(initial * factor * ramp, self.config.min_lr)
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the loss of the coming update is one of an interval's: none before the last of the warm-up is."""
+        return self._memory.update >= (self.phases.warmup - 1) // self.interval * self.interval
+
     def _interval_length(self) -> int:
         return min(self.interval, self.budget - self.update + self._memory.interval_updates)
 
@@ -294,9 +315,9 @@ class RateControl:
 
 
 @lru_cache(maxsize=256)
-def _table(profile: Callable[[float], float], budget: int) -> np.ndarray:
+def _table(profile: Callable[[float], float], budget: int, phases: Phases) -> np.ndarray:
     """Values of a profile at every update of a budget and at its end, (budget + 1,)."""
-    return np.array([profile(min(update / budget, 1.0)) for update in range(budget + 1)])
+    return np.array([profile(phases.position(update, budget)) for update in range(budget + 1)])
 
 
 def initial_rate(rate: Any, config: DecisionConfig, by_ratio: bool = False) -> float:

@@ -45,6 +45,7 @@ class LossReporter(Callback):
     """
 
     def __init__(self) -> None:
+        self._logged: weakref.WeakSet[GNSScheduler] = weakref.WeakSet()  # whose figures the trainer's loggers get
         self._schedulers: weakref.WeakSet[GNSScheduler] = weakref.WeakSet()
         self._losses: list[Tensor] = []
         self._stepped = False  # since the last loss: the next one is another update's
@@ -76,10 +77,18 @@ class LossReporter(Callback):
                     )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin anew; a run that is at its very start begins at the rates that a learning-rate finder may have set."""
+        """Begin anew; a run that is at its very start begins at the rates that a learning-rate finder may have set.
+
+        The trainer's loggers get the figures of the schedulers it was returned, see :meth:`gns.GNSScheduler.log_to`.
+        """
         self._begin_update()
         for scheduler in self._schedulers:
             scheduler._begin_at_rates_found()
+        returned = [scheduler for config in trainer.lr_scheduler_configs for scheduler in _inside(config.scheduler)]
+        for number, scheduler in enumerate(returned if trainer.loggers else []):
+            if scheduler not in self._logged:
+                self._logged.add(scheduler)
+                scheduler.log_to(_Loggers(trainer), f"gns_{number}/" if number else "gns/")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Say of runs that ended before their budget was spent which number to give."""
@@ -114,6 +123,19 @@ class LossReporter(Callback):
         self._losses.clear()
         self._told.clear()
         self._stepped = False
+
+
+class _Loggers:
+    """The loggers of a trainer, as a target of :meth:`gns.GNSScheduler.log_to`; refers to the trainer weakly."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = weakref.ref(trainer)
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        """Log figures at an update."""
+        trainer = self._trainer()
+        for logger in trainer.loggers if trainer is not None else ():
+            logger.log_metrics(figures, step)
 
 
 class Subscription:

@@ -10,7 +10,9 @@ from torch.optim.lr_scheduler import SequentialLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gns.errors import InvalidSettingError, require_count
+from gns.scheduler import advice
 from gns.scheduler.scheduler import GNSScheduler
+from gns.scheduler.trackers import figures
 
 
 class GNSTrainer(Trainer):
@@ -60,7 +62,7 @@ class GNSCallback(TrainerCallback):
         """Check what would otherwise go wrong without a sign."""
         schedule: Any = kwargs["lr_scheduler"]
         scheduler, warm_up = _scheduler_in(schedule)
-        if scheduler.budget + warm_up != state.max_steps:
+        if scheduler._run.end_known and scheduler.budget + warm_up != state.max_steps:
             after = f" after a warm-up of {warm_up}" if warm_up else ""
             raise InvalidSettingError(
                 f"The scheduler was made for total_steps={scheduler.budget} updates{after}, and the Trainer makes "
@@ -83,6 +85,10 @@ class GNSCallback(TrainerCallback):
                 "sees neither layers nor losses. Start one process a GPU with torchrun or accelerate launch, or show "
                 "this one a single GPU (CUDA_VISIBLE_DEVICES=0)."
             )
+        idle = {"warmup_steps": args.warmup_steps, "lr_scheduler_type": getattr(args.lr_scheduler_type, "value", "")}
+        idle = {name: value for name, value in idle.items() if value not in (0, "", "linear")}
+        if idle:
+            scheduler._warn(advice.NO_EFFECT, given=", ".join(f"{name}={value!r}" for name, value in idle.items()))
         # With this setting a model divides by the items of all processes.
         scheduler.shared_by = args.world_size if args.average_tokens_across_devices else 1
 
@@ -163,7 +169,4 @@ def _add_figures(logs: dict[str, float], schedule: Any) -> None:
     if "learning_rate" not in logs:
         return
     scheduler, _ = _scheduler_in(schedule)
-    decisions = [record for record in scheduler.history if not record.rollback]
-    logs["gns/decisions"], logs["gns/rollbacks"] = len(decisions), scheduler.rollbacks
-    if decisions:
-        logs["gns/multiplier"] = decisions[-1].multiplier
+    logs.update({f"gns/{name}": value for name, value in figures(scheduler._run).items()})

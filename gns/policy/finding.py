@@ -8,9 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import RemoteEntryNotFoundError
-
 from gns.errors import PolicyFormatError
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES
 
@@ -27,8 +24,8 @@ def find_policy(source: str | Path, card: bool = False, **wanted: Any) -> dict[s
 
     A Hub id has the form ``user/name``, and is text. What is a folder here is never looked for on the Hub, and no more
     is a missing one whose first part is a folder here, or ``outputs``: a slip of the keyboard must not fetch a
-    stranger's policy. That the Hub is asked is logged as a warning. The text ``prior`` is the prior that comes with this
-    package, see :mod:`gns.policy.prior`; a folder of that name is ``./prior``.
+    stranger's policy. That the Hub is asked is logged as a warning. The text ``prior`` is the prior that comes with
+    this package, see :mod:`gns.policy.prior`; a folder of that name is ``./prior``.
 
     :param source: folder or Hub id
     :param card: find its model card too, if there is one
@@ -87,6 +84,9 @@ def _require_hub_id(source: str | Path) -> None:
 
 def _from_hub(source: str, name: str, wanted: dict[str, Any]) -> Path | None:
     """Fetch a file of a repository, if its size is a policy's; None for a card that is not there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
     try:
         if not wanted.get("local_files_only"):
             _check_remote_size(source, name, wanted)
@@ -106,6 +106,8 @@ def _from_hub(source: str, name: str, wanted: dict[str, Any]) -> Path | None:
 
 def _check_remote_size(source: str, name: str, wanted: dict[str, Any]) -> None:
     """Refuse a file of the Hub that is too large for a policy, before it fills the disk."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
     if constants.HF_HUB_OFFLINE:
         return
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 NO_UPDATE_YET = (
     "scheduler.step() came before any optimizer.step(), and counts as nothing. Call it after optimizer.step(); if a "
@@ -36,13 +37,17 @@ CHANGED_RATES = (
     "overwritten at every update. Let one of them set the rates: leave the other out, put both into a SequentialLR, or "
     "call scheduler.remove()."
 )
+NO_EFFECT = (
+    "TrainingArguments({given}) has no effect: the GNSScheduler that the Trainer was given sets the rate. For a "
+    "warm-up make it with GNSScheduler(..., warmup_steps=N); leave the other settings out."
+)
 
 
-def warn_once(told: set[str], message: str, **numbers: int) -> None:
+def warn_once(told: set[str], message: str, **numbers: Any) -> None:
     """Warn at the line that called PyTorch or us, unless it was told.
 
     :param told: what was told so far
-    :param numbers: to fill in
+    :param numbers: to fill in, or text
     """
     if message in told:
         return

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from gns.deciding.config import DecisionConfig
+from gns.deciding.phases import Phases
 from gns.deciding.rate_control import RateControl
 from gns.errors import InvalidSettingError, OutOfOrderError, UnknownNameError
+from gns.features import DEFAULT_FEATURE
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph
 from gns.scheduler.state import plain_graph
 from gns.whole_files import written_whole
 
 KINDS = ("rates", "layers", "graph")
-DEFAULT_FEATURE = "log_update_over_weight"
 POINTS = 10_000  # of a rate path
 FORMAT, VERSION, FILE = "gns-history", 1, "history.json"
 
@@ -62,6 +63,7 @@ class RunHistory:
     :param records: decisions and rollbacks in the order they were made
     :param graph: layer graph of the model; None if it is not known yet
     :param layers: node features at a record, float32 (L, F), by its number; empty where none were recorded
+    :param phases: what came before the profile
     """
 
     budget: int
@@ -70,6 +72,7 @@ class RunHistory:
     records: tuple[DecisionRecord, ...]
     graph: LayerGraph | None = None
     layers: Mapping[int, np.ndarray] = field(default_factory=dict)
+    phases: Phases = field(default_factory=Phases)
 
     # ------------------------------------------------------------------ figures
 
@@ -86,7 +89,7 @@ class RunHistory:
         """
         self.require_records()
         groups = [self.initial_lrs[0], min(self.initial_lrs), max(self.initial_lrs)]  # the last two bound the factor
-        control = RateControl(self.budget, self.decision, groups)
+        control = RateControl(self.budget, self.decision, groups, phases=self.phases)
         memory = control.state_dict()["memory"]
         share = max(2, POINTS // len(self.records))
         updates, rates = [], []
@@ -101,7 +104,7 @@ class RunHistory:
                 if record.scale is not None:
                     own = memory | {"update": update, "scale": record.scale}
                     control.load_state_dict({"memory": own, "initial_lrs": groups})
-                    rate = control.learning_rate
+                    rate = control.applied_rate
                 updates.append(update)
                 rates.append(rate)
         return np.array(updates, dtype=np.int64), np.array(rates)
@@ -195,6 +198,7 @@ class RunHistory:
             "budget": self.budget,
             "decision": asdict(self.decision),
             "initial_lrs": list(self.initial_lrs),
+            "phases": asdict(self.phases),
             "records": [asdict(record) for record in self.records],
             "graph": None if self.graph is None else plain_graph(self.graph),
             # float32 written with 9 digits is read back to the last bit

@@ -17,7 +17,6 @@ from torch.func import functional_call
 from gns.graph.autograd_walk import walk_back
 from gns.graph.layer_graph import LayerGraph, layer_graph, tensors_in, unwrap
 from gns.scheduler.closures import closure_of, updating
-from gns.scheduler.tracers import HookHandle
 
 if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
@@ -46,6 +45,8 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
             handles.append(subscription)
             return subscription.ready
         if not isinstance(model, torch.jit.RecursiveScriptModule):  # which takes no hook
+            from gns.scheduler.tracers import HookHandle  # with Dynamo, as long as torch itself; any optimizer needs it
+
             handles.append(HookHandle(model, reference()))
         return lambda _: True
 

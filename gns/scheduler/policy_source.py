@@ -8,13 +8,16 @@ import json
 import logging
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from gns.errors import InvalidSettingError, PolicyFormatError
 from gns.features.schemas import get_schema
-from gns.policy.artefact import GNSPolicy
 from gns.policy.finding import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from gns.policy.artefact import GNSPolicy
 
 _logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parents[1] / "pretrained"
@@ -27,6 +30,8 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
     :raises PolicyFormatError: if there is no such policy, it is damaged, or its features need validation
     :raises InvalidSettingError: if it is none of these kinds
     """
+    from gns.policy.artefact import GNSPolicy  # with the Hub's client, which takes a fifth of a second to import
+
     if policy is None:
         if not (BUNDLED / CONFIG_FILE).is_file():
             raise PolicyFormatError(

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from gns.deciding.decision import DecisionConfig, DecisionCore
 from gns.deciding.guard import GuardConfig, Judgement, Watch, guard_for
 from gns.deciding.guarded_run import GuardedRun
+from gns.deciding.phases import Phases
 from gns.deciding.rate_control import initial_rate
-from gns.errors import InvalidSettingError, LayerGraphError
+from gns.errors import LayerGraphError
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
-from gns.graph.layer_graph import LayerGraph, layer_graph, trainable_parameters, unwrap
+from gns.graph.layer_graph import LayerGraph, layer_graph, unwrap
 from gns.parallel.distributed import group_of_run, ranks_of
-from gns.policy.artefact import GNSPolicy
+from gns.scheduler.checks import require_that_it_trains
 from gns.scheduler.history import DecisionRecord, mean_loss
 from gns.scheduler.hooks import graph_of_forward, is_lightning
 from gns.scheduler.lengths import few_enough
@@ -33,9 +34,12 @@ from gns.scheduler.state import (
     put_state_in_order,
     require_state_of_its_parameters,
 )
+from gns.scheduler.trackers import Listener, tell
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from gns.policy.artefact import GNSPolicy
 
 _logger = logging.getLogger("gns.scheduler.scheduler")  # the name that its users know
 
@@ -53,6 +57,7 @@ class ScheduledRun:
     :param graph: layer graph of the model; None: to be taken from an output or a loss
     :param process_group: as a scheduler is given it
     :param record_layers: whether to keep the features of every layer at every decision
+    :param phases: what comes before the profile
     """
 
     def __init__(
@@ -65,12 +70,15 @@ class ScheduledRun:
         graph: LayerGraph | None,
         process_group: ProcessGroup | bool | None,
         record_layers: bool = False,
+        phases: Phases = Phases(),  # noqa: B008 (it is frozen)
     ) -> None:
+        self.phases = phases
         self.model, self.budget, self.policy, self.decision = model, budget, policy, decision
         self.guard = guard_for(model) if guard == "auto" else guard
         self.graph = graph
         self.process_group: Any = process_group
         self.history: list[DecisionRecord] = []
+        self.listeners: list[Listener] = []  # told of every record
         self.record_layers = record_layers
         self.layers: dict[int, np.ndarray] = {}  # node features by the number of the record in the history
         self._guarded: GuardedRun | None = None  # made at the first update, once the layer graph is known
@@ -91,6 +99,11 @@ class ScheduledRun:
     def rollbacks(self) -> int:
         """How often it was taken back."""
         return self._watch.rollbacks
+
+    @property
+    def end_known(self) -> bool:
+        """Whether the budget is the run's, and not what its decisions are taken for by now."""
+        return self.phases.steady is not None
 
     @property
     def begun(self) -> bool:
@@ -165,7 +178,7 @@ class ScheduledRun:
                 )
             return core
         rates = core.initial_lrs
-        guarded.core = DecisionCore(self.model, core.optimizer, self.graph, self.budget, self.decision, group, rates)
+        guarded.core = self._new_core(core.optimizer, group, rates)
         guarded.core.load_state_dict(core.state_dict())
         self.layers.clear()  # they are of other layers
         return guarded.core
@@ -182,7 +195,8 @@ class ScheduledRun:
         group = group_of_run(self.process_group)
         if group is not None:
             given = {
-                "total_steps": self.budget,
+                "total_steps": self.budget if self.end_known else None,
+                "warmup_steps": self.phases.warmup,
                 "the number of updates done": updates,
                 "the policy's digest": fingerprint(self.policy),
                 "the decision config": asdict(self.decision),
@@ -205,7 +219,7 @@ class ScheduledRun:
         put_state_in_order(optimizer, self.model, self.names_saved)
         self.names_saved = None
         require_state_of_its_parameters(optimizer, self.model)
-        core = DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, initial)
+        core = self._new_core(optimizer, group, initial)
         if self._core_state is not None:
             core.load_state_dict(self._core_state)
             core.take_up_groups()
@@ -224,6 +238,10 @@ class ScheduledRun:
         if not core.update:
             self._log_outside(self.policy.config.trained_on.outside(self.graph, optimizer_kind(optimizer), self.budget))
         return core
+
+    def _new_core(self, optimizer: torch.optim.Optimizer, group: Any, rates: list[float]) -> DecisionCore:
+        assert self.graph is not None
+        return DecisionCore(self.model, optimizer, self.graph, self.budget, self.decision, group, rates, self.phases)
 
     def _log_outside(self, found: list[str]) -> None:
         """Say that the run is none like those that the policy was trained on, where it is not."""
@@ -257,6 +275,9 @@ class ScheduledRun:
         if math.isnan(known) and (unusual := self.policy.config.trained_on.unusual_loss(core.memory.first_loss)):
             self._log_outside([unusual])
         self._record(core, multiplier, float(np.ravel(action)[0]), features, observation.nodes)
+        if not self.end_known and 2 * core.update >= self.budget:  # such a run is always in the first half of one
+            self.budget *= 2
+            core.stretch(self.budget)
         return True
 
     def check_end(self) -> None:
@@ -314,6 +335,7 @@ class ScheduledRun:
             self.layers[len(self.history)] = nodes.copy()
         self.history.append(record)
         _logger.debug("%s", record)
+        tell(self, record, core.applied_rate)
 
     # ------------------------------------------------------------------ state
 
@@ -333,6 +355,7 @@ class ScheduledRun:
             "layers": [[n, torch.from_numpy(nodes.copy())] for n, nodes in self.layers.items() if not outdated],
             "rollbacks": self.rollbacks,
             "watch": asdict(self._watch),
+            "phases": asdict(self.phases),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -341,13 +364,19 @@ class ScheduledRun:
             self.graph = graph_from_plain(state["graph"])
             self.graph.bind(self.model)
         self.budget, self.decision = state["budget"], DecisionConfig(**state["decision"])
+        self.phases = Phases(**state.get("phases", {}))
         self.history = [DecisionRecord(**record) for record in state["history"]]
         self.layers = {number: nodes.cpu().numpy().copy() for number, nodes in state.get("layers", ())}
         self._guarded, self._watch = None, Watch(**state.get("watch", {"rollbacks": state["rollbacks"]}))
         self._core_state = on_device_of(self.model, state["core"])
 
-    def change_budget(self, budget: int) -> None:
-        """Go on as a run of another number of updates; the losses since the last decision are forgotten."""
+    def change_budget(self, budget: int, done: int) -> None:
+        """Go on as a run of another number of updates; the losses since the last decision are forgotten.
+
+        :param done: updates done, at which the profile of a run begins whose end was not known
+        """
+        if not self.end_known:
+            self.phases = replace(self.phases, steady=max(done, self.phases.warmup))
         taken = replace(self.decision, num_decisions=self.policy.config.decision.num_decisions)
         core = self._state_of_core()
         if core is not None:
@@ -362,34 +391,10 @@ class ScheduledRun:
             "_core_state": self._state_of_core(),
             "_watch": replace(self._watch),
             "_graph_problem": None,
+            "listeners": [],
             "process_group": ranks_of(self.process_group),  # a group itself is of this process only
         }
         return vars(self) | anew
 
     def _state_of_core(self) -> dict[str, Any] | None:
         return self.core.state_dict() if self.core is not None else self._core_state
-
-
-def require_kinds(optimizer: Any, model: Any) -> None:
-    """Pass an optimizer and a model.
-
-    :raises InvalidSettingError: on anything else
-    """
-    for name, given, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("model", model, nn.Module)):
-        if not isinstance(given, kind):
-            raise InvalidSettingError(
-                f"{name} is a {type(given).__name__}; expected a {kind.__module__}.{kind.__name__}. Call "
-                "GNSScheduler(optimizer, model, total_steps=...)."
-            )
-
-
-def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Pass an optimizer that holds trainable parameters of the model.
-
-    :raises LayerGraphError: on one that holds none
-    """
-    if all(group < 0 for group in group_of_each(optimizer, list(trainable_parameters(model).values()))):
-        raise LayerGraphError(
-            f"The optimizer holds none of the trainable parameters of {type(unwrap(model)).__name__}. Expected an "
-            "optimizer built on this model's parameters; pass the model that the optimizer trains."
-        )

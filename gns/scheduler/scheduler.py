@@ -9,40 +9,36 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
-from gns.deciding.decision import DecisionConfig, DecisionCore
+from gns.deciding.decision import DecisionCore
 from gns.deciding.guard import GuardConfig
 from gns.deciding.rate_control import initial_rate
 from gns.errors import InvalidSettingError, OutOfOrderError
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import require_group
-from gns.policy.artefact import GNSPolicy
 from gns.scheduler import advice
+from gns.scheduler.checks import require_kinds, require_that_it_trains
 from gns.scheduler.closures import closure_of, followed_by, updating
-from gns.scheduler.history import DEFAULT_FEATURE, DecisionRecord, RunHistory
 from gns.scheduler.hooks import attach, is_share, left_out, loss_in, others_on, unscale, without_gradient
-from gns.scheduler.lengths import Progress, few_enough, updates_of
+from gns.scheduler.lengths import Progress, few_enough, planned
 from gns.scheduler.losses import Losses, scalar
 from gns.scheduler.policy_source import frozen_policy
 from gns.scheduler.rates import WrittenRates, make_own, plain, rates_of
-from gns.scheduler.run import ScheduledRun, require_kinds, require_that_it_trains
+from gns.scheduler.run import ScheduledRun
+from gns.scheduler.run_view import RunView
 from gns.scheduler.state import names_held
 from gns.scheduler.state_check import require_state_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from gns.policy.artefact import GNSPolicy
+
 
 _OWN_STATE = ("last_epoch", "base_lrs", "_pending", "_step_count", "_last_lr")  # the rest of its state is the run's
 
 
-def _of_run(name: str) -> Any:
-    """Return an attribute that a scheduler has from its run: it is read, and set, there."""
-    return property(lambda self: getattr(self._run, name), lambda self, value: setattr(self._run, name, value))
-
-
-class GNSScheduler(LRScheduler):
+class GNSScheduler(RunView):
     """Sets the rates of a training run by a pretrained policy; stands where ``CosineAnnealingLR`` stood::
 
         scheduler = GNSScheduler(optimizer, model, total_steps=10_000, policy="folder or Hub id")
@@ -66,7 +62,9 @@ class GNSScheduler(LRScheduler):
 
     :param optimizer: its rates now, or ``initial_lr`` where a group has it, are the initial ones
     :param model: the model it trains; best as it is called, compiled or not
-    :param total_steps: number of updates T of the run; :attr:`budget` changes it later
+    :param total_steps: number of updates T of the run; :meth:`extend` and :attr:`budget` change it later. None: not
+        known. The rate then has no profile, decisions are those of a run in its first half, ever longer ones, and
+        :meth:`cooldown` brings the rate down once the end is known
     :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the bundled one
     :param min_lr: lowest rate of any group; None: the policy's
     :param max_lr: highest rate of any group; None: the policy's
@@ -79,26 +77,19 @@ class GNSScheduler(LRScheduler):
         the first update; False: this process decides alone
     :param record_layers: keep the features of every layer at every decision for :meth:`plot`: 4 bytes a layer, feature
         and decision. Changes no rate
+    :param warmup_steps: number of updates, the first of T, over which the rate climbs linearly to what the policy
+        decided on first; it decides again after them
     :raises InvalidSettingError: on a value outside its domain; if the optimizer holds another whose rates it does not
         share
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
     :raises PolicyFormatError: if the policy cannot be loaded, or needs what a scheduler does not have
     """
 
-    model: nn.Module = _of_run("model")
-    policy: GNSPolicy = _of_run("policy")
-    decision: DecisionConfig = _of_run("decision")
-    guard: GuardConfig | None = _of_run("guard")
-    graph: LayerGraph | None = _of_run("graph")
-    process_group: Any = _of_run("process_group")
-    history: list[DecisionRecord] = _of_run("history")
-    rollbacks: int = _of_run("rollbacks")
-
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
-        total_steps: int,
+        total_steps: int | None,
         policy: str | Path | GNSPolicy | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
@@ -107,20 +98,22 @@ class GNSScheduler(LRScheduler):
         graph: LayerGraph | None = None,
         process_group: ProcessGroup | Literal[False] | None = None,
         record_layers: bool = False,
+        warmup_steps: int = 0,
     ) -> None:
         require_kinds(optimizer, model)
-        budget = updates_of(total_steps)
         require_group(process_group)
         policy = frozen_policy(policy)
         bounds = {name: plain(rate) for name, rate in (("min_lr", min_lr), ("max_lr", max_lr)) if rate is not None}
-        decision = few_enough(replace(policy.config.decision, **bounds), budget)
+        decision = replace(policy.config.decision, **bounds)
+        budget, phases = planned(total_steps, warmup_steps, decision)
+        decision = few_enough(decision, budget)
         updating(optimizer)
         require_that_it_trains(optimizer, model)
         if graph is not None:
             graph.bind(model)
         if isinstance(guard, GuardConfig) and not guard.enabled:
             guard = None
-        self._run = ScheduledRun(model, budget, policy, decision, guard, graph, process_group, record_layers)
+        self._run = ScheduledRun(model, budget, policy, decision, guard, graph, process_group, record_layers, phases)
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._closure_waits = self._past_end = False  # a closure is yet to be called; an update came past the budget
         self._graph_of_evaluation = False  # the layer graph is that of a model in evaluation mode
@@ -134,22 +127,6 @@ class GNSScheduler(LRScheduler):
         for group in optimizer.param_groups:
             initial_rate(group["initial_lr"], decision)
         self._remove = attach(self, optimizer, model)
-
-    # Not total_steps: by that name Accelerate stops stepping early when it accumulates.
-    @property
-    def budget(self) -> int:
-        """Number of updates T of the run; may be set at any time, on all ranks alike, and at the end to go on.
-
-        Progress, and with it the profile, is then that of the longer or shorter run, which decides at other updates.
-
-        :raises InvalidSettingError: if set to what is no number of updates
-        """
-        return self._run.budget
-
-    @budget.setter
-    def budget(self, total_steps: int) -> None:
-        self._run.change_budget(updates_of(total_steps))
-        self._written = None
 
     # ------------------------------------------------------------------ what a training loop calls
 
@@ -186,7 +163,7 @@ class GNSScheduler(LRScheduler):
         self._losses.clear()
         self._step_count += 1
         self.last_epoch += 1
-        self._progress.note(self.last_epoch, self.budget, self._last_lr[0])
+        self._progress.note(self.last_epoch, self.budget if self._run.end_known else None, self._last_lr[0])
         if core.finished or self.last_epoch + self.rollbacks == self.budget:  # a rollback leaves one update out
             self._run.check_end()
 
@@ -207,22 +184,6 @@ class GNSScheduler(LRScheduler):
     def forget_losses(self) -> None:
         """Forget losses told since the last step: where a framework drops an update and then does not call it."""
         self._losses.clear()
-
-    def run_history(self) -> RunHistory:
-        """Return the decisions so far with all that is needed to draw or keep them."""
-        rates = tuple(float(rate) for rate in self.base_lrs)
-        records, layers = tuple(self.history), dict(self._run.layers)
-        return RunHistory(self.budget, self.decision, rates, records, self.graph, layers)
-
-    def plot(
-        self, path: str | Path | None = None, kind: str = "rates", feature: str = DEFAULT_FEATURE, decision: int = -1
-    ) -> Any:
-        """Draw the run so far, see :meth:`gns.scheduler.history.RunHistory.plot`; returns a matplotlib figure."""
-        return self.run_history().plot(path, kind, feature, decision)
-
-    def save_history(self, path: str | Path) -> Path:
-        """Write :meth:`run_history` as JSON for ``python -m gns inspect``, and return the file."""
-        return self.run_history().save(path)
 
     def remove(self) -> None:
         """Take all hooks off optimizer and model; the rates stay. With the scheduler's end they go by themselves."""
@@ -362,7 +323,7 @@ class GNSScheduler(LRScheduler):
         :raises StateError: if it is damaged; nothing is changed then
         """
         require_state_of(state_dict, self.policy, len(self.optimizer.param_groups), self.model)
-        given = self.budget
+        given, known = self.budget, self._run.end_known
         self._run.load_state_dict(state_dict)
         self._run.names_saved = state_dict.get("parameters")
         self._applying = False
@@ -371,7 +332,7 @@ class GNSScheduler(LRScheduler):
         vars(self).update({name: state_dict[name] for name in _OWN_STATE})
         if total_steps is not None:
             self.budget = total_steps
-        elif self.budget != given:
+        elif self.budget != given and (known or self._run.end_known):
             self._warn(advice.OTHER_LENGTH, given=given, budget=self.budget, done=self.last_epoch)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -394,5 +355,5 @@ class GNSScheduler(LRScheduler):
     def _note_rates(self) -> None:
         self._last_lr = rates_of(self.optimizer)
 
-    def _warn(self, message: str, **numbers: int) -> None:
+    def _warn(self, message: str, **numbers: Any) -> None:
         advice.warn_once(self._warned, message, **numbers)

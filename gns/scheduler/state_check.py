@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -18,12 +18,14 @@ from gns.errors import GNSError, InvalidSettingError, StateError
 from gns.features.schemas import get_schema
 from gns.features.travel import SKETCHED
 from gns.graph.layer_graph import LayerGraph
-from gns.policy.artefact import GNSPolicy
 from gns.policy.files import shown
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import graph_from_plain
-from gns.tools.history_files import checked_graph, checked_record
+from gns.tools.history_files import checked_graph, checked_phases, checked_record
+
+if TYPE_CHECKING:
+    from gns.policy.artefact import GNSPolicy
 
 LONGEST = 10**13  # updates of a budget
 _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "list[float]": (list, tuple)}
@@ -79,6 +81,7 @@ def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr) != few_enough(own, budget):
         raise ValueError("its decisions are not the policy's")
     interval = decision.interval(budget)
+    checked_phases(state.get("phases", {}))
     _whole(state["last_epoch"], "last_epoch", -1, budget)
     _whole(state["_step_count"], "_step_count", 0)
     _whole(state["rollbacks"], "rollbacks", 0)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gns.errors import GNSError, InvalidSettingError
-from gns.scheduler.history import DEFAULT_FEATURE
+from gns.features import DEFAULT_FEATURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

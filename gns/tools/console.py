@@ -1,9 +1,10 @@
-"""Text for people: aligned columns of plain text, or tables of rich where the output is a terminal."""
+"""Text for people: aligned columns of plain text; tables of rich on a terminal, where rich is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 Cell = str | int
 LONGEST = 2000  # characters of one text that are shown
@@ -25,7 +26,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell
     left_out, rows = len(rows) - LISTED, rows[:LISTED]
     cells = [[f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in row] for row in rows]
     numbers = [bool(rows) and all(isinstance(row[place], int) for row in rows) for place in range(len(columns))]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and find_spec("rich") is not None:
         _print_rich(title, columns, cells, numbers)
     else:
         _print_plain(title, columns, cells, numbers)

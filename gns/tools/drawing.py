@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gns.errors import needing
 from gns.tools.console import printable
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def draw_layer_graph(
     :param label: what the numbers are
     :return: the axes
     """
-    import networkx as nx
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
+    with needing("plots"):
+        import networkx as nx
+        from matplotlib import pyplot as plt
+        from matplotlib.lines import Line2D
 
     if level == "block":
         names, edges = list(graph.block_names), graph.block_edges

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gns.deciding.config import DecisionConfig
+from gns.deciding.phases import Phases
 from gns.errors import GNSError, StateError
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import NODE_TYPES, LayerGraph
@@ -86,7 +87,8 @@ def _history(plain: dict[str, Any]) -> RunHistory:
         if not np.isfinite(array).all():
             raise ValueError(f"features of layers at record {number} are not finite")
     rates = tuple(_finite(rate, "an initial rate") for rate in plain["initial_lrs"])
-    history = RunHistory(budget, decision, rates, records, graph, layers)
+    phases = checked_phases(plain.get("phases", {}))
+    history = RunHistory(budget, decision, rates, records, graph, layers, phases)
     history.rate_path()  # raises where rates are out of bounds
     return history
 
@@ -111,6 +113,18 @@ def checked_graph(plain: dict[str, Any]) -> LayerGraph:
     if graph.edges.size and not 0 <= graph.edges.min() <= graph.edges.max() < count:
         raise ValueError("an edge of its layer graph leads nowhere")
     return graph
+
+
+def checked_phases(plain: dict[str, Any]) -> Phases:
+    """Return what comes before a run's profile, from plain values; those of earlier versions have none.
+
+    :raises TypeError, ValueError: if they are damaged
+    """
+    phases = Phases(**plain)
+    _whole(phases.warmup, "warmup")
+    if phases.steady is not None and _whole(phases.steady, "steady") < phases.warmup:
+        raise ValueError(f"steady is {phases.steady}, within a warm-up of {phases.warmup}")
+    return phases
 
 
 def checked_record(plain: dict[str, Any], budget: int) -> DecisionRecord:

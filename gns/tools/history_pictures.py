@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gns.errors import InvalidSettingError
+from gns.errors import InvalidSettingError, needing
 from gns.features.schemas import get_schema
 from gns.tools.console import printable
 from gns.tools.drawing import LONGEST_LABEL, dpi_within_budget
@@ -21,7 +21,8 @@ _LABELLED = 60  # layers that a heat map names
 
 def draw_rates(history: RunHistory, path: str | Path | None = None) -> Any:
     """Draw the rate of every update, a dot a decision and a cross a rollback; below, the mean loss of each interval."""
-    from matplotlib import pyplot as plt
+    with needing("plots"):
+        from matplotlib import pyplot as plt
 
     updates, rates = history.rate_path()
     losses = history.losses()
@@ -54,7 +55,8 @@ def draw_rates(history: RunHistory, path: str | Path | None = None) -> Any:
 
 def draw_layers(history: RunHistory, path: str | Path | None, feature: str) -> Any:
     """Draw a feature of every layer over updates as a heat map, inputs at the top."""
-    from matplotlib import pyplot as plt
+    with needing("plots"):
+        from matplotlib import pyplot as plt
 
     updates, values = history.layer_values(feature)
     graph = history.graph
@@ -99,7 +101,8 @@ def _finished(figure: Any, path: str | Path | None) -> Any:
     """Write a figure where a path is given, and then take it from pyplot's list of open ones."""
     if path is None:
         return figure
-    from matplotlib import pyplot as plt
+    with needing("plots"):
+        from matplotlib import pyplot as plt
 
     try:
         figure.savefig(path, dpi=dpi_within_budget(figure))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gns.errors import InvalidSettingError
+from gns.errors import InvalidSettingError, needing
 from gns.scheduler.history import RunHistory
 from gns.tools.console import print_line, print_table
 from gns.tools.history_files import FILE, load_history
@@ -61,7 +61,8 @@ def _described(number: int, history: RunHistory) -> dict[str, Any]:
 
 
 def _draw(history: RunHistory, folder: Path, stem: str, feature: str, decision: int) -> list[Path]:
-    import matplotlib
+    with needing("plots"):
+        import matplotlib
 
     matplotlib.use("Agg")
     paths = [folder / f"{stem}_rates.png"]

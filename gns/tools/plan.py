@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gns.deciding.decision import DecisionConfig, DecisionCore
-from gns.errors import InvalidSettingError, UnknownNameError, require_positive
+from gns.errors import InvalidSettingError, UnknownNameError, needing, require_positive
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
@@ -143,7 +143,8 @@ def save_picture(graph: LayerGraph, path: str, blocks: bool) -> None:
 
     :raises InvalidSettingError: if it cannot be written, or the format is unknown
     """
-    import matplotlib
+    with needing("plots"):
+        import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
