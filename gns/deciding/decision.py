@@ -143,7 +143,7 @@ class DecisionCore(RateControl):
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, gathered(loss.detach())
+        memory, loss = self._memory, gathered(loss.detach() if loss.requires_grad else loss)
         if self._losses is None:
             room = losses_kept(self.interval, self.interval)
             self._losses = torch.zeros(room, dtype=torch.float32, device=loss.device)
@@ -176,7 +176,7 @@ class DecisionCore(RateControl):
         """
         factor, known = self.factor, len(self.initial_lrs)
         added = [initial_rate(group["lr"], self.config) for group in self.optimizer.param_groups[known:]]
-        self.initial_lrs += [rate / factor for rate in added]
+        self._take_initial([*self.initial_lrs, *(rate / factor for rate in added)])
         self._groups = group_of_each(self.optimizer, self._parameters)
         self._hold(_layers_of_groups(self._sizes, self._groups, len(self.initial_lrs)))
 

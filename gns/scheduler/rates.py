@@ -40,15 +40,24 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
 
 
 class WrittenRates:
-    """The rates that a scheduler wrote last, to see whether anyone else changed them; without reading a device."""
+    """The rates that a scheduler wrote last, to see whether anyone else changed them; without reading a device.
+
+    :ivar rates: the rate of each parameter group, tensors as copies
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._marks = [_mark(group["lr"]) for group in optimizer.param_groups]
+        found = [group["lr"] for group in optimizer.param_groups]
+        self._marks: list[Any] | None = None  # where all are numbers, these are compared themselves
+        self.rates: list[float | Tensor] = found
+        if any(isinstance(rate, Tensor) for rate in found):
+            self.rates, self._marks = rates_of(optimizer), [_mark(rate) for rate in found]
 
     def changed(self, optimizer: torch.optim.Optimizer) -> bool:
         """Say whether a group has another rate than was written."""
-        marks = (_mark(group["lr"]) for group in optimizer.param_groups)
-        return any(one != other for one, other in zip(self._marks, marks, strict=False))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if self._marks is None:
+            return rates[: len(self.rates)] != self.rates
+        return any(one != _mark(other) for one, other in zip(self._marks, rates, strict=False))
 
 
 def _mark(rate: Any) -> Any:

@@ -100,7 +100,7 @@ class ScheduledRun:
 
     def take_graph_of_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the layer graph from what the model returned for these arguments, if it is unknown."""
-        if self._wants_graph:
+        if self.wants_graph:
             try:
                 self._take(graph_of_forward(self.model, args, kwargs, output))
             except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
@@ -108,7 +108,7 @@ class ScheduledRun:
 
     def take_graph_of_loss(self, loss: Any, optimizer: torch.optim.Optimizer) -> None:
         """Take the layer graph from a loss, if it is unknown and the loss came from parameters of the optimizer."""
-        if not self._wants_graph or not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if not self.wants_graph or not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
         try:
             graph = layer_graph(self.model, loss)
@@ -119,7 +119,8 @@ class ScheduledRun:
             self._take(graph)  # else it is the loss of another optimizer
 
     @property
-    def _wants_graph(self) -> bool:
+    def wants_graph(self) -> bool:
+        """Whether the next output of the model is to give the layer graph."""
         return self.graph is None or self._graph_is_old
 
     def _take(self, graph: LayerGraph | None) -> None:

@@ -243,20 +243,15 @@ class GNSScheduler(LRScheduler):
         :param optimizer: the one that is stepped, which may stand inside a wrapper that was given
         :return: the arguments that its step is to have in place of these
         """
+        done = self.last_epoch
         self._applying = self._closure_waits = False
-        self._past_end = self.last_epoch >= self.budget
-        if self.last_epoch < 0 or self._past_end:
+        self._past_end = done >= self._run.budget
+        if done < 0 or self._past_end:
             return None  # another scheduler's turn, or the end
         if self._pending:
-            if self.last_epoch + 1 < self.budget:  # else another scheduler may have taken over
+            if done + 1 < self.budget:  # else another scheduler may have taken over
                 self._warn(advice.NOT_STEPPED)
             return None
-        count, before = len(self.optimizer.param_groups), len(self.base_lrs)
-        if count < before:
-            raise InvalidSettingError(
-                f"The optimizer has {count} parameter groups and its scheduler knows {before}; expected as many, or "
-                "more. Leave groups where they are, or make a new scheduler without them."
-            )
         if closure_of(args, kwargs) is None:
             self._set_rates(optimizer)
             return None
@@ -271,7 +266,18 @@ class GNSScheduler(LRScheduler):
         return followed_by(args, kwargs, decide, at_once=isinstance(optimizer, torch.optim.LBFGS))
 
     def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Decide, if it is time, and write the rates, unless there will be no update."""
+        """Decide, if it is time, and write the rates, unless there will be no update.
+
+        What is done here at every update, and in what it calls, is felt in training of small models.
+
+        :raises InvalidSettingError: if the optimizer has fewer parameter groups than it had
+        """
+        groups, known = optimizer.param_groups, len(self.base_lrs)
+        if len(groups) < known:
+            raise InvalidSettingError(
+                f"The optimizer has {len(groups)} parameter groups and its scheduler knows {known}; expected as many, "
+                "or more. Leave groups where they are, or make a new scheduler without them."
+            )
         if without_gradient(optimizer):
             return
         core = self._run.core
@@ -281,10 +287,10 @@ class GNSScheduler(LRScheduler):
             if self._written is not None and self._written.changed(optimizer):
                 self._warn(advice.CHANGED_RATES)
             core = self._run.keep_up(core)
-        known = len(self.base_lrs)
-        for group, initial in zip(optimizer.param_groups[known:], core.initial_lrs[known:], strict=True):
-            group["initial_lr"] = initial
-            self.base_lrs.append(initial)
+        if len(groups) > known:
+            for group, initial in zip(groups[known:], core.initial_lrs[known:], strict=True):
+                group["initial_lr"] = initial
+                self.base_lrs.append(initial)
         if left_out(optimizer):
             return
         if core.decision_due:
@@ -292,8 +298,8 @@ class GNSScheduler(LRScheduler):
             if not self._run.decide():
                 return
         core.set_rates()
-        self._note_rates()
         self._written = WrittenRates(optimizer)
+        self._last_lr = self._written.rates
         self._applying = True
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> DecisionCore:
@@ -312,9 +318,12 @@ class GNSScheduler(LRScheduler):
         self._pending = self._pending or self._applying
         self._applying = False
 
-    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, training: bool = True) -> None:
+    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, module: nn.Module) -> None:
         """Take the graph from the first output, best of one in training mode, and the loss from those that have one."""
         run = self._run
+        if isinstance(output, Tensor) and run.begun and not run.wants_graph:
+            return
+        training = unwrap(module).training
         if training and self._graph_of_evaluation and not run.begun:
             run.graph = None
         unknown = run.graph is None
