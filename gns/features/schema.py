@@ -112,5 +112,5 @@ class FeatureSchema:
             table[..., column] = feature.value(statistics)
         table -= shifts
         table /= scales
-        finite = np.nan_to_num(table, nan=0.0, posinf=self.bound, neginf=-self.bound)
-        return np.clip(finite, -self.bound, self.bound).astype(np.float32)
+        table[np.isnan(table)] = 0.0
+        return np.clip(table, -self.bound, self.bound, out=table).astype(np.float32)

@@ -247,7 +247,7 @@ class ScheduledRun:
         features = dict(zip(names, observation.globals.tolist(), strict=True))
         if self._taken_back(self._guarded, features, observation.nodes):
             return False
-        if not core.statistics.finite and "finite" not in self._logged:
+        if not core.finite and "finite" not in self._logged:
             self._logged.add("finite")
             _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
         with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
@@ -307,7 +307,7 @@ class ScheduledRun:
         nodes: np.ndarray,
         rollback: bool = False,
     ) -> None:
-        finite, loss = bool(core.statistics.finite), mean_loss(core.statistics.losses)
+        finite, loss = core.finite, mean_loss(core.statistics.losses)
         rate, scale = core.learning_rate, core.memory.scale
         record = DecisionRecord(core.update, rate, multiplier, action, features, rollback, finite, scale, loss)
         if self.record_layers:
