@@ -89,6 +89,7 @@ class DecisionCore(RateControl):
         self._kind = optimizer_kind(optimizer)
         self._trained = trained_by(optimizer, self.model)
         self._losses: Tensor | None = None
+        self._loss_spacing = _spacing(self.interval)
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
         self.statistics: RunStatistics  # of the last observe()
@@ -128,7 +129,7 @@ class DecisionCore(RateControl):
 
         :raises OutOfOrderError: if a decision is due first, or the budget is spent
         """
-        if self.decision_due or self.finished:
+        if self._memory.update >= self.budget or self.decision_due:
             problem = "the budget is spent" if self.finished else "a decision is due, call decide()"
             raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
         factors = self.group_factors
@@ -143,13 +144,13 @@ class DecisionCore(RateControl):
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, gathered(loss.detach() if loss.requires_grad else loss)
+        loss = gathered(loss.detach() if loss.requires_grad else loss)
         if self._losses is None:
             room = losses_kept(self.interval, self.interval)
             self._losses = torch.zeros(room, dtype=torch.float32, device=loss.device)
-        place, between = divmod(memory.interval_updates, _spacing(self.interval))
-        if not between:
-            self._losses[place].copy_(loss)
+        place, spacing = self._memory.interval_updates, self._loss_spacing
+        if place % spacing == 0:
+            self._losses[place // spacing].copy_(loss)
         if self._before_last is not None:
             changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
             per_rate = torch._foreach_div(changes, self._of_tensors(self.group_factors).tolist())

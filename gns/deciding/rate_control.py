@@ -92,8 +92,8 @@ class RateControl:
     @property
     def factor(self) -> float:
         """Factor on the initial rates for the coming update, within bounds."""
-        lowest, highest = self._bounds
-        return min(max(self._memory.scale * self._profile(min(self.update / self.budget, 1.0)), lowest), highest)
+        memory, (lowest, highest) = self._memory, self._bounds
+        return min(max(memory.scale * self._profile(min(memory.update / self.budget, 1.0)), lowest), highest)
 
     @property
     def learning_rate(self) -> float:

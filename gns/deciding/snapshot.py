@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from gns.errors import OutOfOrderError, SnapshotError
 from gns.parallel.distributed import local
 
-
 _PLAIN = (int, float, bool, str, type(None))
 
 

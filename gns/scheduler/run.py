@@ -77,7 +77,7 @@ class ScheduledRun:
         self.names_saved: list[str | None] | None = None  # of the parameters, in the order of the state it goes on from
         self._watch = Watch()
         self._graph_problem: LayerGraphError | None = None
-        self._changed = False  # model or optimizer were found to have other parameters than the core decides on
+        self.falls_behind = False  # model or optimizer were found to have other parameters than the core decides on
         self._graph_is_old = False  # and no forward pass gave the graph with them yet
         self._logged: set[str] = set()
 
@@ -140,12 +140,12 @@ class ScheduledRun:
         added = len(core.optimizer.param_groups) > len(core.initial_lrs)
         if added:
             core.take_up_groups()
-        if self._changed and self._guarded is not None:
-            self._changed = False
+        if self.falls_behind and self._guarded is not None:
+            self.falls_behind = False
             return self._follow(self._guarded)
         if added or (core.decision_due and core.outdated):
             require_that_it_trains(core.optimizer, self.model)
-            self._changed = self._graph_is_old = True
+            self.falls_behind = self._graph_is_old = True
         return core
 
     def _follow(self, guarded: GuardedRun) -> DecisionCore:

@@ -124,7 +124,7 @@ class GNSScheduler(LRScheduler):
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._closure_waits = self._past_end = False  # a closure is yet to be called; an update came past the budget
         self._graph_of_evaluation = False  # the layer graph is that of a model in evaluation mode
-        self._written: WrittenRates | None = None
+        self._written = WrittenRates()
         self._progress = Progress()
         self._losses = Losses()
         self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
@@ -149,7 +149,7 @@ class GNSScheduler(LRScheduler):
     @budget.setter
     def budget(self, total_steps: int) -> None:
         self._run.change_budget(updates_of(total_steps))
-        self._written = None
+        self._written.forget()
 
     # ------------------------------------------------------------------ what a training loop calls
 
@@ -185,10 +185,11 @@ class GNSScheduler(LRScheduler):
         self._pending = False
         self._losses.clear()
         self._step_count += 1
-        self.last_epoch += 1
-        self._progress.note(self.last_epoch, self.budget, self._last_lr[0])
-        if core.finished or self.last_epoch + self.rollbacks == self.budget:  # a rollback leaves one update out
-            self._run.check_end()
+        done = self.last_epoch = self.last_epoch + 1
+        run = self._run
+        self._progress.note(done, run.budget, self._last_lr[0])
+        if core.finished or done + run.rollbacks == run.budget:  # a rollback leaves one update out
+            run.check_end()
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
@@ -280,13 +281,15 @@ class GNSScheduler(LRScheduler):
             )
         if without_gradient(optimizer):
             return
-        core = self._run.core
+        run = self._run
+        core = run.core
         if core is None:
             core = self._begin(optimizer)
         else:
-            if self._written is not None and self._written.changed(optimizer):
+            if self._written.changed(optimizer):
                 self._warn(advice.CHANGED_RATES)
-            core = self._run.keep_up(core)
+            if core.decision_due or run.falls_behind or len(groups) > known:
+                core = run.keep_up(core)
         if len(groups) > known:
             for group, initial in zip(groups[known:], core.initial_lrs[known:], strict=True):
                 group["initial_lr"] = initial
@@ -295,11 +298,10 @@ class GNSScheduler(LRScheduler):
             return
         if core.decision_due:
             unscale(optimizer)
-            if not self._run.decide():
+            if not run.decide():
                 return
         core.set_rates()
-        self._written = WrittenRates(optimizer)
-        self._last_lr = self._written.rates
+        self._last_lr = self._written.note(optimizer)
         self._applying = True
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> DecisionCore:
@@ -321,7 +323,7 @@ class GNSScheduler(LRScheduler):
     def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, module: nn.Module) -> None:
         """Take the graph from the first output, best of one in training mode, and the loss from those that have one."""
         run = self._run
-        if isinstance(output, Tensor) and run.begun and not run.wants_graph:
+        if run.core is not None and not run.wants_graph and isinstance(output, Tensor):
             return
         training = unwrap(module).training
         if training and self._graph_of_evaluation and not run.begun:
@@ -376,7 +378,7 @@ class GNSScheduler(LRScheduler):
         self._run.names_saved = state_dict.get("parameters")
         self._applying = False
         self._losses.clear()
-        self._written = None
+        self._written.forget()
         vars(self).update({name: state_dict[name] for name in _OWN_STATE})
         if total_steps is not None:
             self.budget = total_steps
@@ -385,7 +387,7 @@ class GNSScheduler(LRScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""
-        anew = {"_run": copy.copy(self._run), "_written": None, "_progress": Progress()}
+        anew = {"_run": copy.copy(self._run), "_written": WrittenRates(), "_progress": Progress()}
         return {name: value for name, value in vars(self).items() if name != "_remove"} | anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -57,9 +57,7 @@ class OutputHook:
 
 
 @opaque  # within a compiled model it ends the compiled part
-def _pass_on(
-    hook: OutputHook, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> None:
+def _pass_on(hook: OutputHook, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell a hook's scheduler what the module returned."""
     scheduler = hook._scheduler() if hook._scheduler is not None else None
     if scheduler is None or hook._busy:
