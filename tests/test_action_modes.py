@@ -46,6 +46,7 @@ def test_a_mode_in_words_has_the_numbers_of_its_settings(mode):
     described = ACTION_MODES[mode].described(DecisionConfig(mode, decide_first=False, **NUMBERS))
     formulas = {
         "profile": "level * f(t/T), level <- level * 3^a; f: rex; level <- level * 50^a at the first decision",
+        "prior": "level * f(t/T), level <- default * 3^a; f: rex; level <- default * 50^a at the first decision",
         "recursive": "level, level <- level * 3^a; level <- level * 50^a at the first decision",
         "anchored": "level * f(t/T), level <- initial * exp(1.7 * a); f: rex",
         "gns-paper": "level, level <- level * (1 + a)",

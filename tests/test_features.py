@@ -18,6 +18,8 @@ from gns.features.held_out import ValidationStatistics, validation_statistics
 from gns.features.schemas import SCHEMAS, compute_features, get_schema
 from gns.features.statistics import NUM_SUMS, OPTIMIZER_KINDS, RunStatistics, log_loss
 from gns.features.sums import tensor_sums
+from gns.features.travel import NUM_TRAVEL_SUMS
+from gns.features.update_rules import SETTINGS
 
 BUDGET, DECISIONS = 12, 4
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -72,7 +74,8 @@ class Loop:
         self.optimizer = OPTIMIZERS[optimizer](self.model)
         graph = layer_graph(self.model, self.model(self.x[0]).sum())
         config = DecisionConfig(mode=mode, num_decisions=DECISIONS, features=schema)
-        self.twin = RunTwin(BUDGET, [group["lr"] for group in self.optimizer.param_groups])
+        start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.twin = RunTwin(BUDGET, [group["lr"] for group in self.optimizer.param_groups], start=start)
         self.core = DecisionCore(self.model, self.optimizer, graph, BUDGET, config)
 
     def compute_gradient(self) -> None:
@@ -252,16 +255,27 @@ def statistics(seed: int, count: int = 3, **changes: object) -> RunStatistics:
         "validation_loss": np.exp(rng.normal()),
         "prediction_variance": np.exp(rng.normal()),
         "prediction_change_variance": np.exp(rng.normal()),
+        "level": np.exp(rng.normal()),
+        "travel": np.exp(rng.normal(size=(TENSORS, NUM_TRAVEL_SUMS))),
     }
-    return RunStatistics(**{name: np.asarray(value) for name, value in {**values, **changes}.items()})
+    settings = {name: rng.uniform(size=TENSORS) for name in SETTINGS}
+    arrays = {name: np.asarray(value) for name, value in {**values, **changes}.items()}
+    return RunStatistics(**arrays, settings=settings)
+
+
+def stacked_statistics(runs: list[RunStatistics], **changes: object) -> RunStatistics:
+    """Return the statistics of several runs as one."""
+    names = [f.name for f in fields(RunStatistics) if f.name not in (*changes, "settings")]
+    arrays = {name: np.stack([getattr(run, name) for run in runs]) for name in names}
+    settings = {name: np.stack([run.settings[name] for run in runs]) for name in SETTINGS}
+    return RunStatistics(**{**arrays, **changes}, settings=settings)
 
 
 @every_schema
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_features_of_many_runs_equal_those_of_each(schema, count):
     runs = [statistics(seed, count) for seed in range(5)]
-    names = [f.name for f in fields(RunStatistics) if f.name != "settings"]
-    stacked = RunStatistics(**{name: np.stack([getattr(run, name) for run in runs]) for name in names})
+    stacked = stacked_statistics(runs)
     nodes, global_features = compute_features(schema, GRAPH, stacked)
     assert stacked.finite.tolist() == [True] * 5
     for i, run in enumerate(runs):
@@ -275,12 +289,10 @@ def test_features_of_many_runs_equal_those_of_each(schema, count):
 def test_runs_with_fewer_losses_than_others_are_filled_up(schema, rest):
     counts = [0, 1, 2, 5, 9, 30]
     runs = [statistics(seed, count) for seed, count in enumerate(counts)]
-    names = [f.name for f in fields(RunStatistics) if f.name not in ("losses", "loss_counts", "settings")]
-    filled = {name: np.stack([getattr(run, name) for run in runs]) for name in names}
     losses = np.full((len(runs), 30), rest)
     for row, run in zip(losses, runs, strict=True):
         row[: run.losses.size] = run.losses
-    stacked = RunStatistics(losses=losses, loss_counts=np.array(counts), **filled)
+    stacked = stacked_statistics(runs, losses=losses, loss_counts=np.array(counts))
     nodes, global_features = compute_features(schema, GRAPH, stacked)
     assert stacked.finite.all()
     for i, run in enumerate(runs):
@@ -300,8 +312,8 @@ def test_widths_and_types_are_the_schemas(schema):
 
 
 def test_an_unknown_schema_lists_the_known():
-    with pytest.raises(UnknownNameError, match=r"feature schema 'gns-2'; expected one of: gns-1, gns-paper"):
-        get_schema("gns-2")
+    with pytest.raises(UnknownNameError, match=r"feature schema 'gns-3'; expected one of: gns-1, gns-2, gns-paper"):
+        get_schema("gns-3")
 
 
 # ---------------------------------------------------------------------- finite whatever comes

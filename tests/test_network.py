@@ -44,6 +44,8 @@ FORMS = {
     "paper features": {"features": "gns-paper"},
     "paper features hierarchical": {"features": "gns-paper", "hierarchical": True},
     "no node features": {"features": "srls"},
+    "costs": {"levels": 9},
+    "members": {"members": 3},
 }
 every_form = pytest.mark.parametrize("form", FORMS)
 sizes = st.integers(1, 12)
@@ -278,9 +280,10 @@ def test_the_action_scale_bounds_the_action(scale):
     assert action.item() == pytest.approx(scale, rel=1e-6)
 
 
-def test_a_new_policy_changes_next_to_nothing():
+@pytest.mark.parametrize("form", [{}, {"levels": 17}, {"members": 2}])
+def test_a_new_policy_changes_next_to_nothing(form):
     torch.manual_seed(1)
-    made = GNSNetwork(NetworkConfig())
+    made = GNSNetwork(NetworkConfig(**form))
     with torch.no_grad():
         actions, values = made(batch_observations([observation(seed, 6) for seed in range(20)]))
     assert actions.abs().max() < 0.02
@@ -299,6 +302,45 @@ def test_gradients_reach_every_parameter(convolution, hierarchical, features):
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
         assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_the_action_is_the_one_that_costs_least():
+    made = network("costs")
+    seen = batch_observations([observation(seed, 5) for seed in range(30)])
+    with torch.no_grad():
+        costs = made.actor.costs(made.encoder(seen))
+        made.actor[2].weight.mul_(1000.0)
+        sharp = made(seen)[0].squeeze(1)
+        made.actor[2].weight.div_(1000.0)
+    cheapest = (costs - made.actor[2].bias).argmin(dim=1)
+    assert len(set(cheapest.tolist())) > 1
+    assert ((sharp - (cheapest / 4.0 - 1.0)).abs() < 0.26).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("levels", [0, 5])
+def test_members_are_averaged(levels):
+    torch.manual_seed(0)
+    made = GNSNetwork(NetworkConfig(hidden=8, head=8, levels=levels, members=3)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_()
+        seen = batch_observations([observation(seed, 5) for seed in range(4)])
+        alone = [member(seen) for member in made.members]
+        action, value = made(seen)
+        assert_near(action, sum(one for one, _ in alone) / 3)
+        assert_near(value, sum(one for _, one in alone) / 3)
+        assert_near(action, made.actions(seen)[0])
+    assert (alone[0][0] - alone[1][0]).abs().min() > 1e-3
+
+
+def test_members_actions_of_layers_are_averaged():
+    torch.manual_seed(0)
+    made = GNSNetwork(NetworkConfig(hidden=8, head=8, per_layer=True, members=2)).eval()
+    seen = batch_observations([observation(0, 5), observation(1, 3)])
+    with torch.no_grad():
+        _, layers = made.actions(seen)
+        assert_near(layers, sum(member.actions(seen)[1] for member in made.members) / 2)
+    assert layers.shape == (8,)
 
 
 # ---------------------------------------------------------------------- dropout
@@ -335,6 +377,14 @@ def test_dropout_drops_out_in_training():
             ({name: value}, InvalidSettingError, f"{name} is {value!r}; expected a whole number from 1 to 4096")
             for name in ("type_embedding", "hidden", "head")
             for value in (0, -1, 4097, 2**40, 8.0, "8", None)
+        ),
+        *(
+            ({"levels": value}, InvalidSettingError, f"levels is {value!r}; expected 0, or a whole number from 2 to 64")
+            for value in (1, -1, 65, 2**40, 9.0, None)
+        ),
+        *(
+            ({"members": value}, InvalidSettingError, f"members is {value!r}; expected a whole number from 1 to 16")
+            for value in (0, -1, 17, 2**40, 2.0, None)
         ),
         ({"dropout": 1.0}, InvalidSettingError, r"dropout is 1.0; expected a probability in \[0, 1\)"),
         ({"dropout": -0.1}, InvalidSettingError, "dropout is -0.1"),

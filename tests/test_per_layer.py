@@ -428,7 +428,8 @@ def test_policies_of_before_the_mode_load_and_keep_their_digests(tmp_path):
     bundled = GNSPolicy.from_pretrained(BUNDLED)
     bundled.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert not config["network"].pop("per_layer")
+    assert not config["network"].pop("per_layer") and not config["network"].pop("levels")
+    assert config["network"].pop("members") == 1
     del config["decision"]["layer_base"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     old = GNSPolicy.from_pretrained(tmp_path)

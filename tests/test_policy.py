@@ -20,6 +20,7 @@ CONFIGS = {
     "default": PolicyConfig(),
     "small": PolicyConfig(network=NetworkConfig(**SMALL), training={"tasks": ["digits_mlp"], "steps": 1000}),
     "hierarchical": PolicyConfig(network=NetworkConfig(**SMALL, hierarchical=True, convolution="SAGEConv")),
+    "costs of members": PolicyConfig(network=NetworkConfig(**SMALL, levels=9, members=3)),
     "recursive": PolicyConfig(
         network=NetworkConfig(**SMALL, dropout=0.5, action_scale=0.5),
         decision=DecisionConfig(mode="recursive", base=2.0, min_lr=1e-7, max_lr=3.0, decision_interval=10),
@@ -39,7 +40,8 @@ def make(config: PolicyConfig = CONFIGS["small"]) -> GNSPolicy:
     torch.manual_seed(0)
     policy = GNSPolicy(config)
     with torch.no_grad():
-        policy.network.actor[2].weight.mul_(100.0)  # actions of order 1
+        for network in policy.network.members or [policy.network]:
+            network.actor[2].weight.mul_(100.0)  # actions of order 1
     return policy
 
 
@@ -339,6 +341,10 @@ def test_missing_parts_are_named(folder, key):
         ("network", "convolution", "Sequential", "'Sequential'"),
         ("network", "convolution", 3, "3"),
         ("network", "dropout", "0.1", "not valid"),
+        ("network", "levels", 1, "levels is 1"),
+        ("network", "levels", True, "levels is True"),
+        ("network", "members", 0, "members is 0"),
+        ("network", "members", 2.0, "members is 2.0"),
         ("network", "action_scale", 2.0, "action_scale is 2.0"),
         ("network", "hierarchical", "no", "hierarchical"),
         (None, "network", [], "not valid"),

@@ -151,6 +151,8 @@ def test_weights_that_could_overflow_are_refused(folder, value):
         ("network", "hidden", 10**9),
         ("network", "head", 10**4000),
         ("network", "layers", 10**9),
+        ("network", "levels", 65),
+        ("network", "members", 17),
         ("network", "type_embedding", -(10**9)),
         ("network", "dropout", float("nan")),
         ("network", "action_scale", 1e-400),

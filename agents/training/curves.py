@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,26 @@ def replay(record: Mapping[str, Any], pool: PoolConfig, features: str = "gns-1")
     :param features: schema of observations
     :raises StateError: if the record is of another kind, or its run is lost on the way
     """
-    if record.get("kind") != BRANCH:
-        raise StateError(f"The record is of kind {record.get('kind')!r}; expected {BRANCH!r}.")
-    env = begin_trunk(draw_task(pool, record["number"]), record, features)
-    for action in record["actions"]:
-        if not _go_on(env, action):
-            raise StateError(f"The run of {record['task']} is lost on the way to decision {record['decision']}.")
-    return env
+    return list(replays([record], pool, features))[0]
+
+
+def replays(records: Sequence[Mapping[str, Any]], pool: PoolConfig, features: str = "gns-1") -> Iterator[BatchedEnv]:
+    """Yield the environment of one run at each of its ``branch`` records in turn, see :func:`replay`.
+
+    It is the same environment, trained on between them: what is asked of it is to be read before the next.
+
+    :param records: of one run, by decision
+    """
+    env, taken = None, 0
+    for record in records:
+        if record.get("kind") != BRANCH:
+            raise StateError(f"The record is of kind {record.get('kind')!r}; expected {BRANCH!r}.")
+        env = env or begin_trunk(draw_task(pool, record["number"]), record, features)
+        for action in record["actions"][taken:]:
+            if not _go_on(env, action):
+                raise StateError(f"The run of {record['task']} is lost on the way to decision {record['decision']}.")
+        taken = len(record["actions"])
+        yield env
 
 
 def _go_on(env: BatchedEnv, action: float) -> bool:

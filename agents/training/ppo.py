@@ -108,6 +108,11 @@ class GraphActorCriticPolicy(ActorCriticPolicy):
         learn_std: bool = True,
         **kwargs: Any,
     ) -> None:
+        if network_config.members > 1:
+            raise InvalidSettingError(
+                f"The network has members = {network_config.members}; PPO trains one. Set agent.network.members to 1, or "
+                "fit the members to cost curves, see agents.training.fitting."
+            )
         self.network_config, self._learn_std = network_config, learn_std
         network = GNSNetwork(network_config)
         extractor: type[BaseFeaturesExtractor] = GraphFeatures

@@ -102,6 +102,7 @@ def copy_into(copies: BatchedRuns, sources: Sequence[tuple[BatchedRuns, int]]) -
         to, from_ = int(copies.rows[copy]), int(source.rows[run])
         for ours, theirs in zip(_tensors(copies), _tensors(source), strict=True):
             ours[to] = theirs[from_]
+        copies.starts[copy] = source.starts[run]
         copies.optimizer.steps[to] = source.optimizer.steps[from_]
         copies.streams[copy] = copies.new_stream(seed=0)
         copies.streams[copy].load(source.streams[run].state())

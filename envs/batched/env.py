@@ -26,10 +26,14 @@ from envs.padding import PadGraph
 from envs.rewards import Evaluation, bounded_loss, get_reward
 from envs.tasks import Task
 from envs.training_run import TrainingRun
+from gns.deciding.decision import default_factor
 from gns.deciding.guard import Judgement, Watch
 from gns.deciding.rate_control import RateControl
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
+from gns.schedules.calibrated import is_pretrained
+
+_SOME_RATE = 1e-3  # of a run that only shows what its model and optimizer are
 
 
 class BatchedEnv(CheckedVecEnv):
@@ -58,8 +62,10 @@ class BatchedEnv(CheckedVecEnv):
             raise NotBatchableError("Runs whose layers have rates of their own are trained one at a time.")
         self.task, self.config, self.optimizer = task, config, optimizer
         self.draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
-        run = TrainingRun(task, optimizer, 1e-3, seed=0, device=config.device)
+        run = TrainingRun(task, optimizer, _SOME_RATE, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
+        self._default = default_factor(config.decision, run.optimizer, run.model, [_SOME_RATE]) * _SOME_RATE
+        self._pretrained = is_pretrained(run.model)
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
         self._limits = nodes, edges
         padded = PadGraph(self.draws[0], nodes, edges)
@@ -190,7 +196,8 @@ class BatchedEnv(CheckedVecEnv):
 
     def new_control(self, episode: Episode) -> RateControl:
         """Return what keeps the rate of an episode that begins."""
-        return RateControl(episode.budget, self.config.decision, [episode.learning_rate])
+        rate = episode.learning_rate
+        return RateControl(episode.budget, self.config.decision, [rate], default_factor=self._default / rate)
 
     def _begin(self, rows: list[int]) -> None:
         """Begin the runs of new episodes, evaluate them, and compute their first gradients."""
@@ -236,7 +243,7 @@ class BatchedEnv(CheckedVecEnv):
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
         """Return node and global features of all runs, and tell their controls what was seen."""
-        return observe(self.runs, self.graph, self.controls, self.losses, self.config.decision.features)
+        return observe(self.runs, self.graph, self.controls, self.losses, self.config.decision.features, self._pretrained)
 
     # ------------------------------------------------------------------ guard
 

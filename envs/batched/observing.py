@@ -28,6 +28,20 @@ from gns.graph.layer_graph import LayerGraph
 
 
 @torch.no_grad()
+def travel_of(runs: BatchedRuns, graph: LayerGraph) -> np.ndarray:
+    """Return of all runs the sums of :mod:`gns.features.travel`, float64 (N, P, NUM_TRAVEL_SUMS), by run."""
+    counts = [part.shape[1] for part in runs.sketched(runs.weights[:1])]
+    by_run = torch.from_numpy(runs.rows).to(runs.device)
+    starts, found = runs.starts.split(counts, dim=1), []
+    parts = zip(starts, runs.sketched(runs.weights), runs.sketched(runs.gradients), runs.model.shapes.values(), strict=True)
+    for x0, x, g, shape in parts:
+        g, travel = g[by_run], x[by_run] - x0
+        products = torch.stack([x0 * x0, travel * travel, g * travel, g * g])
+        found.append(products.sum(dim=-1) * (shape.numel() / x0.shape[1]))
+    return torch.stack(found).permute(2, 0, 1).cpu().double().numpy()[:, _order(runs, graph)]
+
+
+@torch.no_grad()
 def sums_of(
     runs: BatchedRuns, graph: LayerGraph, losses: torch.Tensor, products: Sequence[tuple[str, str]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +100,14 @@ def _setting(runs: BatchedRuns, graph: LayerGraph, name: str) -> np.ndarray:
 
 
 def observe(
-    runs: BatchedRuns, graph: LayerGraph, controls: Sequence[RateControl], losses: torch.Tensor, schema: str
+    runs: BatchedRuns, graph: LayerGraph, controls: Sequence[RateControl], losses: torch.Tensor, schema: str, pretrained: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Observe all runs, and tell their controls what was seen.
 
     :param controls: of each of the N runs
     :param losses: of the updates of each run since its last decision, oldest first, (N, at least
         as many), by row
+    :param pretrained: whether the model came with weights of another training
     :return: node features (N, L, F) and global features (N, G) of the schema
     """
     known_schema = get_schema(schema)
@@ -115,6 +130,9 @@ def observe(
         progress=np.array([min(control.update / control.budget, 1.0) for control in controls]),
         budget=np.array([control.budget for control in controls], dtype=np.float64),
         rolled_back=np.array([memory.rolled_back for memory in memories], dtype=np.float64),
+        level=np.array([control.level for control in controls]),
+        pretrained=np.full(count, float(pretrained)),
+        travel=travel_of(runs, graph) if known_schema.needs_start else np.asarray(np.nan),
         optimizer_kind=np.full(count, OPTIMIZER_KINDS.index(runs.optimizer.settings.kind)),
         settings={name: _setting(runs, graph, name) for name in known_schema.settings},
     )

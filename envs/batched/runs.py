@@ -17,6 +17,7 @@ from envs.batched.tracing import Traced
 from envs.data_order import DataOrder
 from envs.passes import Figures
 from envs.tasks.base import Split, Task, unchanged
+from gns.features.travel import spacing
 
 # Of a run: state of its data order and random numbers, and its buffers.
 StreamState = tuple[tuple[dict[str, Any], Tensor], list[Tensor]]
@@ -87,6 +88,13 @@ class BatchedRuns:
             for name, buffer in self.model.buffers.items()
         }
         self._passes = Traced(self._losses_and_gradients)
+        self._sketched = torch.cat(
+            [
+                first + torch.arange(0, count, spacing(count))
+                for first, count in zip(np.cumsum([0, *self._counts[:-1]]).tolist(), self._counts, strict=True)
+            ]
+        ).to(self.device)
+        self.starts = torch.zeros(size, len(self._sketched), device=self.device)  # by run: see gns.features.travel
         self.streams: dict[int, _Stream] = {}
         self.rows = np.arange(size)  # of each run
         self.order = np.arange(size)  # the run of each row
@@ -104,6 +112,7 @@ class BatchedRuns:
                 self.weights[row] = nn.utils.parameters_to_vector(model.parameters())
                 for name, buffer in model.named_buffers():
                     self.buffers[name][row] = buffer
+                self.starts[run] = self.weights[row][self._sketched]
         self.optimizer.begin(self._rows_of(runs))
 
     def new_stream(self, seed: int) -> _Stream:
@@ -249,6 +258,11 @@ class BatchedRuns:
             name: part.view(len(matrix), *shape)
             for (name, shape), part in zip(self.model.shapes.items(), self.split(matrix), strict=True)
         }
+
+    def sketched(self, matrix: Tensor) -> list[Tensor]:
+        """Return of each parameter tensor the scalars that a sketch keeps, (N, k), of a matrix (N, P) by row."""
+        counts = [len(range(0, count, spacing(count))) for count in self._counts]
+        return list(matrix[:, self._sketched].split(counts, dim=1))
 
     def split(self, matrix: Tensor) -> Sequence[Tensor]:
         """Return the parts of a matrix (..., P) that belong to each parameter tensor."""

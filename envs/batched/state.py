@@ -31,6 +31,7 @@ def runs_state(runs: BatchedRuns) -> dict[str, Any]:
             **_runs_header(runs),
             "matrices": [tensor.clone() for tensor in _matrices(runs)],
             "steps": runs.optimizer.steps.clone(),
+            "starts": runs.starts.clone(),
             "buffers": {name: buffer.clone() for name, buffer in runs.buffers.items()},
             "rows": runs.rows.tolist(),
             "streams": [runs.streams[run].state() for run in range(runs.size)],
@@ -48,6 +49,7 @@ def load_runs_state(runs: BatchedRuns, state: dict[str, Any]) -> None:
         for tensor, saved in zip(_matrices(runs), state["matrices"], strict=True):
             tensor.copy_(saved)
         runs.optimizer.steps.copy_(state["steps"])
+        runs.starts.copy_(state["starts"])
         for name, buffer in runs.buffers.items():
             buffer.copy_(state["buffers"][name])
         runs.rows = np.array(state["rows"])

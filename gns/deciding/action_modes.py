@@ -64,6 +64,8 @@ class ActionMode:
         between decisions
     :param from_initial: whether it is the initial level that is multiplied, less what rollbacks cut off; otherwise that
         before the decision, within the bounds of the rate
+    :param from_default: whether the initial level is the calibrated default rate of the optimizer, see
+        :mod:`gns.schedules.calibrated`; otherwise it is the initial rate that was given
     :param by_layer: makes multipliers of parameter groups from an action for each layer beside the shared one; None:
         one action decides on all groups
     """
@@ -72,6 +74,7 @@ class ActionMode:
     law: Law
     has_profile: bool = True
     from_initial: bool = False
+    from_default: bool = False
     by_layer: type[LayerMultipliers] | None = None
 
     def multiplier(self, action: float, settings: DecisionConfig, decided_at: int) -> float:
@@ -117,7 +120,8 @@ class ActionMode:
     @property
     def decision_formula(self) -> str:
         """What a decision does to the level in words, names of settings in braces."""
-        return f"level <- {'initial' if self.from_initial else 'level'} * {self.law.formula}"
+        before = ("default" if self.from_default else "initial") if self.from_initial else "level"
+        return f"level <- {before} * {self.law.formula}"
 
     def described(self, settings: DecisionConfig) -> str:
         """Return the rate, and what an action does to it, with the numbers of some settings."""
@@ -134,6 +138,7 @@ ACTION_MODES: dict[str, ActionMode] = {
     mode.name: mode
     for mode in (
         ActionMode("profile", POWER),
+        ActionMode("prior", POWER, from_initial=True, from_default=True),
         ActionMode("recursive", POWER, has_profile=False),
         ActionMode("anchored", EXPONENTIAL, from_initial=True),
         ActionMode("gns-paper", ONE_PLUS_ACTION, has_profile=False),

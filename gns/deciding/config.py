@@ -23,6 +23,7 @@ class DecisionConfig:
     :param first_base: that of the first decision, which may have decades of wrong initial rate to undo; None: ``base``
     :param decide_first: whether the decision before the first update does anything; False: the first interval has the
         initial rate, as in methods that look at a run before they decide, and the next decision is the first
+    :param trust_initial_rate: in mode ``prior``, begin at the initial rates that are given, not at the default
     :param strength: largest deviation of ``anchored``, in units of ln(rate)
     :param layer_base: what a layer's action of 1 multiplies its rate by in ``per-layer``, before the multipliers are
         centred: they lie within layer_base^-2 and layer_base^2, and their geometric mean over layers is 1
@@ -39,6 +40,7 @@ class DecisionConfig:
     base: float = 10.0
     first_base: float | None = None
     decide_first: bool = True
+    trust_initial_rate: bool = False
     strength: float = 2.3
     layer_base: float = 3.0
     min_lr: float = 1e-8
@@ -67,8 +69,9 @@ class DecisionConfig:
                 raise InvalidSettingError(
                     f"{name} is {getattr(self, name)}; expected more than 1, since an action multiplies by {name}^a."
                 )
-        if not isinstance(self.decide_first, bool):
-            raise InvalidSettingError(f"decide_first is {self.decide_first!r}; expected true or false.")
+        for name in ("decide_first", "trust_initial_rate"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidSettingError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.min_lr >= self.max_lr:
             raise InvalidSettingError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}; expected min_lr < max_lr.")
 

@@ -13,6 +13,8 @@ in use exactly what it met in training. Per update the order is::
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,19 +26,22 @@ from torch import Tensor, nn
 from gns.deciding.action_modes import ACTION_MODES
 from gns.deciding.config import DecisionConfig, Observation
 from gns.deciding.rate_control import RateControl, initial_rate
-from gns.errors import LayerGraphError, OutOfOrderError
+from gns.errors import LayerGraphError, OutOfOrderError, UnknownNameError
 from gns.features.held_out import ValidationStatistics
 from gns.features.moments import as_real, group_of_each, optimizer_kind
 from gns.features.schemas import compute_features, get_schema
 from gns.features.statistics import OPTIMIZER_KINDS, SUM_G2, SUM_U2, RunStatistics
 from gns.features.sums import beside, read_sums
+from gns.features.travel import sketch, travel_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
+from gns.schedules.calibrated import default_rate, is_pretrained
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_logger = logging.getLogger(__name__)
 __all__ = ["ACTION_MODES", "DecisionConfig", "DecisionCore", "Observation"]
 _MOST_LOSSES = 2**20  # kept of an interval; of a longer one those of evenly spaced updates
 _PAST_START = 10_000  # updates an optimizer that comes with state is taken to have done
@@ -77,7 +82,8 @@ class DecisionCore(RateControl):
         self._groups = group_of_each(optimizer, self._parameters)
         self._sizes = [len(layer) for layer in bound]
         layers = _layers_of_groups(self._sizes, self._groups, len(rates))
-        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers)
+        default = default_factor(config, optimizer, unwrap(model), rates)
+        super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, default)
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._group, self._shares = process_group, shares(self._parameters, process_group)
         self._sharded = any(map(is_distributed, self._parameters))
@@ -92,6 +98,8 @@ class DecisionCore(RateControl):
         self._loss_spacing = _spacing(self.interval)
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
+        self._start: list[Tensor] | None = None  # a sketch of the parameters as the run began, where features need it
+        self._pretrained = get_schema(config.features).needs_start and is_pretrained(self.model)
         self.statistics: RunStatistics  # of the last observe()
 
     # ------------------------------------------------------------------ the four calls of an update
@@ -192,6 +200,7 @@ class DecisionCore(RateControl):
             **super().state_dict(),
             "losses": None if self._losses is None else self._losses.clone(),
             "measured": None if self._measured is None else self._measured.clone(),
+            "start": None if self._start is None else [part.clone() for part in self._start],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,6 +213,10 @@ class DecisionCore(RateControl):
         self._losses = None if state["losses"] is None else state["losses"].clone()
         measured = state["measured"]
         self._measured = measured.clone() if measured is not None and len(measured) == len(self._parameters) else None
+        start, now = state.get("start"), self._sketched()
+        self._start = None
+        if start is not None and [len(x) for x in start] == [len(x) for x in now]:  # else it is of other parameters
+            self._start = [x0.to(x.device, copy=True) for x0, x in zip(start, now, strict=True)]
 
     # ------------------------------------------------------------------ inside
 
@@ -223,7 +236,14 @@ class DecisionCore(RateControl):
             optimizer = local_optimizer(optimizer, self._parameters, parameters)
         schema, groups = get_schema(self.config.features), self.optimizer.param_groups
         read = read_sums(optimizer, parameters, present, memory.steps, schema.products)
-        table, measured, losses = self._on_host(read.sums)
+        sums, travel = read.sums, np.asarray(math.nan)
+        if schema.needs_start:
+            if self._start is None:  # of a run that goes on without a state, where it goes on
+                self._start = [part.clone() for part in self._sketched()]
+            sums = torch.cat([sums, travel_sums(self._start, parameters, present).to(sums.device)], dim=1)
+        table, measured, losses = self._on_host(sums)
+        if schema.needs_start:
+            table, travel = np.split(table, [read.sums.shape[1]], axis=1)
         initial = self._of_tensors(self.initial_lrs)
         if self._measured is not None:
             table[:, SUM_U2] = measured / np.square(initial)  # per unit of rate
@@ -240,11 +260,17 @@ class DecisionCore(RateControl):
             budget=np.asarray(self.budget, dtype=np.float64),
             rolled_back=np.asarray(memory.rolled_back, dtype=np.float64),
             optimizer_kind=np.asarray(OPTIMIZER_KINDS.index(self._kind)),
+            level=np.asarray(self.level, dtype=np.float64),
+            pretrained=np.asarray(self._pretrained, dtype=np.float64),
+            travel=travel,
             settings={
                 name: self._of_tensors([float(SETTINGS[name](self._kind, group)) for group in groups])
                 for name in schema.settings
             },
         )
+
+    def _sketched(self) -> list[Tensor]:
+        return sketch([local(p.detach()) for p in self._parameters])
 
     def _of_tensors(self, of_groups: list[float]) -> np.ndarray:
         """Spread values of parameter groups over the tensors, (P,); one that no group holds has the first group's."""
@@ -278,6 +304,27 @@ class DecisionCore(RateControl):
         vars(memory).update(zip(own, taken[: len(own)], strict=True))
         memory.layer_actions = taken[len(own) :]
         return table, measured_host, losses_host
+
+
+def default_factor(
+    config: DecisionConfig, optimizer: torch.optim.Optimizer, model: nn.Module, rates: Sequence[float | Tensor]
+) -> float:
+    """Return the default rate of a run over its initial one, where decisions or features ask for it; else NaN.
+
+    Parameter groups keep their ratios; the group with the most scalars gets the default.
+
+    :param rates: initial rate of each parameter group
+    """
+    if not (config.action_mode.from_default or get_schema(config.features).needs_start):
+        return math.nan
+    try:
+        rate = default_rate(optimizer, model, config.profile)
+    except UnknownNameError as problem:
+        if config.action_mode.from_default:
+            _logger.warning("The initial rate is taken as it is given: %s", problem)
+        return math.nan
+    sizes = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups[: len(rates)]]
+    return rate / float(rates[int(np.argmax(sizes))])
 
 
 def trained_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple[str, int, int]]:

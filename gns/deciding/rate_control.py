@@ -48,6 +48,8 @@ class RateControl:
     :param steps: updates that the optimizer's state holds already
     :param layers: how many layers there are, and which of them each parameter group holds, by number; read in modes
         in which layers have actions. None: no layer is known, and the shared rate is all there is
+    :param default_factor: ratio of the optimizer's calibrated default rate to the initial one, at which some modes
+        begin; NaN: there is none
     :raises InvalidSettingError: if the budget is too small, or an initial rate is not positive or out of bounds
     """
 
@@ -58,6 +60,7 @@ class RateControl:
         initial_lrs: list[Any],
         steps: int = 0,
         layers: tuple[int, Sequence[Sequence[int]]] | None = None,
+        default_factor: float = math.nan,
     ) -> None:
         self.config = config
         self.interval = config.interval(budget)
@@ -66,6 +69,9 @@ class RateControl:
         self._profile = config.action_mode.profile(config)
         self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
+        self._default = default_factor
+        if config.action_mode.from_default and not config.trust_initial_rate and not math.isnan(default_factor):
+            self._memory.scale = self._memory.anchor = min(max(default_factor, self._bounds[0]), self._bounds[1])
         self._observed_at = -1
         self._seen: np.ndarray  # losses of the interval at the last observation
         self._finite = True
@@ -99,6 +105,11 @@ class RateControl:
     def learning_rate(self) -> float:
         """Rate of the first parameter group for the coming update, without a multiplier of its own."""
         return self._rate(self.initial_lrs[0], self.factor)
+
+    @property
+    def level(self) -> float:
+        """Level of the rate, which the profile multiplies, over the calibrated default; NaN where there is none."""
+        return self._memory.scale / self._default
 
     @property
     def group_factors(self) -> list[float]:

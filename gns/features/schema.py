@@ -51,6 +51,7 @@ class FeatureSchema:
     :param run: the entries of the global vector (G,)
     :param bound: every feature lies in [-bound, bound]
     :param needs_validation: whether a pass over held-out data at every decision is needed to compute them
+    :param needs_start: whether they need a sketch of the weights at the start of the run, see :mod:`gns.features.travel`
     :param products: sums that its features need beside the first :data:`gns.features.statistics.NUM_SUMS`: pairs of
         :data:`PRODUCT_FACTORS`, whose products are summed over the scalars of each tensor; a feature reads one by
         :meth:`gns.features.statistics.LayerStatistics.product`. What an optimizer does not keep, or is not known to
@@ -65,6 +66,7 @@ class FeatureSchema:
     run: tuple[Feature, ...]
     bound: float
     needs_validation: bool = False
+    needs_start: bool = False
     products: tuple[tuple[str, str], ...] = ()
     settings: tuple[str, ...] = ()
 

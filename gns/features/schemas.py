@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from gns.errors import UnknownNameError
-from gns.features import gns_1, gns_paper, srls
+from gns.features import gns_1, gns_2, gns_paper, srls
 from gns.features.schema import FeatureSchema
 from gns.features.statistics import LayerStatistics, RunStatistics
 from gns.graph.layer_graph import LayerGraph
 
-SCHEMAS: dict[str, FeatureSchema] = {schema.name: schema for schema in (gns_1.SCHEMA, gns_paper.SCHEMA, srls.SCHEMA)}
+SCHEMAS: dict[str, FeatureSchema] = {
+    schema.name: schema for schema in (gns_1.SCHEMA, gns_2.SCHEMA, gns_paper.SCHEMA, srls.SCHEMA)
+}
 
 
 def get_schema(name: str) -> FeatureSchema:

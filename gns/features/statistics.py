@@ -51,6 +51,9 @@ class RunStatistics:
     :param optimizer_kind: (*N,), index into :data:`OPTIMIZER_KINDS`
     :param settings: (*N, P) each, the settings of the optimizer that the feature schema asks for, by the names of
         :data:`gns.features.update_rules.SETTINGS`
+    :param level: (*N,), level of the rate over the calibrated default of the optimizer; NaN where there is none
+    :param pretrained: (*N,), 1 where the model came with weights of another training
+    :param travel: (*N, P, :data:`gns.features.travel.NUM_TRAVEL_SUMS`), where the schema asks for the start
     :param validation_loss: (*N,), see :class:`gns.features.held_out.ValidationStatistics`, like the two that follow;
         NaN where nothing was measured
     :param prediction_variance: (*N,)
@@ -71,6 +74,9 @@ class RunStatistics:
     optimizer_kind: np.ndarray
     loss_counts: np.ndarray = field(default_factory=lambda: np.array(-1))
     settings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    level: np.ndarray = field(default_factory=_unknown)
+    pretrained: np.ndarray = field(default_factory=lambda: np.array(0.0))
+    travel: np.ndarray = field(default_factory=_unknown)
     validation_loss: np.ndarray = field(default_factory=_unknown)
     prediction_variance: np.ndarray = field(default_factory=_unknown)
     prediction_change_variance: np.ndarray = field(default_factory=_unknown)
@@ -137,6 +143,11 @@ class LayerStatistics:
     def sums(self) -> np.ndarray:
         """Sums over the scalars of each layer, (*N, L, S)."""
         return self.membership @ self.run.sums
+
+    @cached_property
+    def travel(self) -> np.ndarray:
+        """Sums of :mod:`gns.features.travel` over the scalars of each layer, (*N, L, 4)."""
+        return self.membership @ self.run.travel
 
     @cached_property
     def sizes(self) -> np.ndarray:

@@ -5,6 +5,9 @@ vector -> actor (mean of the action) and critic (value). The hierarchical form p
 convolutions, so that the second one passes messages over the blocks of a network. Without a graph, one hidden layer on
 the global vector alone takes the place of all that comes before actor and critic. For action mode ``per-layer`` a
 second actor reads the embedding of each layer beside that of the graph.
+
+An actor with ``levels`` says what each of so many actions between -1 and 1 would cost, and acts by their mean, weighted
+by a softmin of the costs. A network with ``members`` is so many networks, whose means are averaged.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from gns.policy.convolution import MessageCache, convolve
 
 CONVOLUTIONS: tuple[str, ...] = ("GCNConv", "GraphConv", "SAGEConv")
 NO_GRAPH = "none"
+MOST_LEVELS, MOST_MEMBERS = 64, 16
+TEMPERATURE = 0.07  # of the softmin over costs, which are log losses: what ends 7 % higher weighs e times less
 NUM_TYPE_EMBEDDINGS = 8  # one more than there are types, for types of a later version
 
 
@@ -44,6 +49,9 @@ class NetworkConfig:
     :param action_scale: the mean action is ``action_scale * tanh(.)``
     :param per_layer: a second actor on the embedding of each layer, joined with the graph's: for action mode
         ``per-layer``, which sets it by itself where policies are made
+    :param levels: actions, evenly spaced from -1 to 1, that the actor tells the costs of, see :class:`CostActor`; 0: it
+        tells the action itself
+    :param members: networks whose actions and values are averaged
     """
 
     features: str = "gns-1"
@@ -55,6 +63,8 @@ class NetworkConfig:
     dropout: float = 0.0
     action_scale: float = 1.0
     per_layer: bool = False
+    levels: int = 0
+    members: int = 1
 
     def __post_init__(self) -> None:
         schema = get_schema(self.features)
@@ -83,6 +93,10 @@ class NetworkConfig:
             value = getattr(self, name)
             if not (isinstance(value, int) and 1 <= value <= 4096):
                 raise InvalidSettingError(f"{name} is {value!r}; expected a whole number from 1 to 4096.")
+        if not (isinstance(self.levels, int) and 0 <= self.levels <= MOST_LEVELS) or self.levels == 1:
+            raise InvalidSettingError(f"levels is {self.levels!r}; expected 0, or a whole number from 2 to {MOST_LEVELS}.")
+        if not (isinstance(self.members, int) and 1 <= self.members <= MOST_MEMBERS):
+            raise InvalidSettingError(f"members is {self.members!r}; expected a whole number from 1 to {MOST_MEMBERS}.")
         if not 0.0 <= self.dropout < 1.0:
             raise InvalidSettingError(f"dropout is {self.dropout}; expected a probability in [0, 1).")
         if not 0.0 < self.action_scale <= 1.0:
@@ -217,29 +231,62 @@ class GlobalEncoder(nn.Module):
 
 
 class GNSNetwork(nn.Module):
-    """Encoder with actor and critic heads."""
+    """Encoder with actor and critic heads; with ``members``, several of them, which stand in :attr:`members`."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.members: nn.ModuleList | None = None
+        if config.members > 1:
+            self.members = nn.ModuleList(GNSNetwork(replace(config, members=1)) for _ in range(config.members))
+            return
         self.encoder = GlobalEncoder(config) if config.convolution == NO_GRAPH else GraphEncoder(config)
-        self.actor = _actor(config.hidden, config)
+        self.actor = CostActor(config) if config.levels else _actor(config.hidden, config)
         self.critic = nn.Sequential(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, 1))
         _begin_still(self.actor)
         self.layer_actor: LayerActor | None = LayerActor(config) if config.per_layer else None
 
     def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Return the mean action (B, 1) in [-1, 1], that of all layers, and the value (B, 1)."""
+        if self.members is not None:
+            actions, values = zip(*(member(batch) for member in self.members), strict=True)
+            return torch.stack(actions).mean(dim=0), torch.stack(values).mean(dim=0)
         embedding = self.encoder(batch)
         return self.actor(embedding), self.critic(embedding)
 
     def actions(self, batch: GraphBatch) -> tuple[Tensor, Tensor | None]:
         """Return the mean action (B, 1), and that of each layer (N,); None where layers have none. All in [-1, 1]."""
+        if self.members is not None:
+            shared, layers = zip(*(member.actions(batch) for member in self.members), strict=True)  # type: ignore[operator]
+            return torch.stack(shared).mean(dim=0), torch.stack(layers).mean(dim=0) if self.config.per_layer else None
         if self.layer_actor is None:
             return self.actor(self.encoder(batch)), None
         assert isinstance(self.encoder, GraphEncoder)
         embedding, layers = self.encoder.graphs_and_layers(batch)
         return self.actor(embedding), self.layer_actor(embedding, layers, batch.graph)
+
+
+class CostActor(nn.Sequential):
+    """Mean action from the costs of actions, which a curve of costs can teach by itself: no sample of an action needed.
+
+    :param config: ``levels`` actions from ``-action_scale`` to ``action_scale``
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(nn.Linear(config.hidden, config.head), nn.Tanh(), nn.Linear(config.head, config.levels))
+        self.scale = config.action_scale
+
+    def costs(self, embedding: Tensor) -> Tensor:
+        """Return the cost of each action, (B, levels), for embeddings (B, hidden): a log loss, up to a constant."""
+        return super().forward(embedding)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return the mean action (B, 1), weighted by ``softmax(-cost / TEMPERATURE)``."""
+        costs = self.costs(embedding)
+        actions = torch.linspace(-self.scale, self.scale, costs.shape[-1], dtype=costs.dtype, device=costs.device)
+        # Rounding may leave a mean of the outermost action outside the bounds.
+        mean = torch.softmax(costs / -TEMPERATURE, dim=-1) @ actions
+        return mean.clamp(-self.scale, self.scale).unsqueeze(-1)
 
 
 class LayerActor(nn.Module):

@@ -62,6 +62,11 @@ def fingerprint(policy: GNSPolicy) -> str:
     config = policy.to_dict()
     if not policy.config.decision.per_layer:  # digests are those of versions without that mode
         del config["network"]["per_layer"], config["decision"]["layer_base"]
+    if not config["decision"]["trust_initial_rate"]:  # likewise
+        del config["decision"]["trust_initial_rate"]
+    for name, usual in (("levels", 0), ("members", 1)):  # likewise
+        if config["network"][name] == usual:
+            del config["network"][name]
     digest = hashlib.sha256(json.dumps([config["network"], config["decision"]], sort_keys=True).encode())
     for name, value in sorted(policy.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

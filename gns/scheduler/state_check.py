@@ -16,6 +16,7 @@ from gns.deciding.guard import Watch
 from gns.deciding.rate_control import Memory
 from gns.errors import GNSError, InvalidSettingError, StateError, require_positive
 from gns.features.schemas import get_schema
+from gns.features.travel import SKETCHED
 from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
 from gns.policy.files import shown
@@ -148,6 +149,9 @@ def _check_core(
         raise ValueError("losses of the interval are missing")
     if core["measured"] is not None:
         _tensor(core["measured"], "measured", (len(graph.tensor_sizes) if graph is not None else -1,))
+    if (start := core.get("start")) is not None:
+        for part in _list(start, "start"):
+            _tensor(part, "start", (min(part.numel(), SKETCHED),))
 
 
 def _whole(value: Any, name: str, low: int, high: float = math.inf) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gns.schedules.calibrated import calibrated_rate
+
 TINY = 1e-12
 KINDS = ("sgd", "adam", "adamw", "other")
 
@@ -22,6 +24,7 @@ class RunTwin:
     :param budget: updates of the whole run
     :param initial_lrs: rate each parameter group began with
     :param predictions: outputs on held-out data at the last decision
+    :param start: the weights that the run began with
     """
 
     budget: int
@@ -31,6 +34,7 @@ class RunTwin:
     losses: list[float] = field(default_factory=list)
     intervals: list[float] = field(default_factory=list)
     predictions: Tensor | None = None
+    start: dict[str, Tensor] = field(default_factory=dict)  # the weights that the run began with
 
     def updated(self, loss: float, model: nn.Module) -> None:
         """Note an update and the parameters that took part in it."""
@@ -130,7 +134,57 @@ def features(schema, graph, model, optimizer, run: RunTwin, factor: float) -> tu
     if schema == "gns-paper":
         return [bounded(paper_row(tensors, run, factor), 1e6) for tensors in layers], []
     rows = [gns_row(tensors, depth) for tensors, depth in zip(layers, graph.depths, strict=True)]
-    return [bounded(row, 5.0) for row in rows], bounded(gns_globals(optimizer, run, factor), 5.0)
+    of_run = gns_globals(optimizer, run, factor)
+    if schema == "gns-2":
+        starts = [[run.start[name].double() for name in names] for names in graph.parameters]
+        rows = [row + travel_features(*pair) for row, *pair in zip(rows, layers, starts, strict=True)]
+        everything, start = sum(layers, []), sum(starts, [])
+        of_run += [*facts(optimizer, everything, len(layers), run, factor), *travel_features(everything, start)]
+        of_run.append(over_random_walk(everything, start, run.updates))
+    return [bounded(row, 5.0) for row in rows], bounded(of_run, 5.0)
+
+
+def travel_features(tensors: list[TensorState], start: list[Tensor]) -> list[float]:
+    """Displacement over the start, and cosine of gradient and displacement."""
+    ways = [t.weight - x0 for t, x0 in zip(tensors, start, strict=True)]
+    length = math.sqrt(sum(float((way**2).sum()) for way in ways))
+    if length == 0.0:
+        return [0.0, 0.0]
+    size = math.sqrt(sum(float((x0**2).sum()) for x0 in start))
+    gradient = math.sqrt(sum(float((t.gradient**2).sum()) for t in tensors))
+    product = sum(float((t.gradient * way).sum()) for t, way in zip(tensors, ways, strict=True))
+    cosine = product / (gradient * length) if gradient else 0.0
+    return [math.log10(length / size) + 1, cosine / 0.33]
+
+
+def over_random_walk(tensors: list[TensorState], start: list[Tensor], updates: int) -> float:
+    """Displacement over the length of a random walk of as many updates of the coming one's size."""
+    if not updates:
+        return 0.0
+    length = math.sqrt(sum(float(((t.weight - x0) ** 2).sum()) for t, x0 in zip(tensors, start, strict=True)))
+    step = math.sqrt(sum(t.learning_rate**2 * float((t.update**2).sum()) for t in tensors))
+    return math.log10(length / (step * math.sqrt(updates)))
+
+
+def facts(optimizer, tensors: list[TensorState], layers: int, run: RunTwin, factor: float) -> list[float]:
+    """What is known before the first update: the rate's level over the default, settings, sizes."""
+    groups = optimizer.param_groups
+    largest = max(range(len(groups)), key=lambda i: sum(p.numel() for p in groups[i]["params"]))
+    default = calibrated_rate(optimizer, "rex") / run.initial_lrs[largest]
+    progress = run.updates / run.budget
+    rex = (1 - progress) / (0.5 + 0.5 * (1 - progress))
+    adam = "betas" in groups[0]
+    momentum = groups[0]["betas"][0] if adam else groups[0]["momentum"]
+    return [
+        math.log10(factor / rex / default),
+        (math.log10(1 - momentum) + 1) / 0.5,
+        math.log10(1 - groups[0]["betas"][1]) + 2.5 if adam else 0.0,
+        math.log10(max(group["weight_decay"] for group in groups) + 1e-5) + 4,
+        1.0 if isinstance(optimizer, torch.optim.AdamW) else 0.0,
+        math.log10(total(tensors, torch.numel)) - 4,
+        (math.log10(layers) - 0.7) / 0.5,
+        0.0,  # pretrained
+    ]
 
 
 def srls_features(
