@@ -211,17 +211,17 @@ def count_updates() -> None:
     """Train in one of several processes and write down what was counted; decisions do not depend on the data."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     counted = {}
-    for made in ("before", "after"):
+    for made, budget in (("before", 6), ("after", 6), ("for the whole", 12)):
         torch.manual_seed(0)
         model, data = network(), loader(2, 12)
         optimizer = two_groups(model)
         watch = Watch(optimizer)
-        if made == "before":
-            gns = make_scheduler(optimizer, model, still_policy(), budget=6)
+        if made != "after":
+            gns = make_scheduler(optimizer, model, still_policy(), budget=budget)
             model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, gns)
         else:
             model, optimizer, data = accelerator.prepare(model, optimizer, data)
-            gns = make_scheduler(optimizer, model, still_policy(), budget=6)
+            gns = make_scheduler(optimizer, model, still_policy(), budget=budget)
             scheduler = accelerator.prepare(gns)
         for inputs, targets in data:
             with accelerator.accumulate(model):
@@ -258,14 +258,20 @@ def test_two_processes_count_every_update_once(root, tmp_path):
         )
         for rank in range(2)
     ]
+    said = []
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        said.append(errors)
     expected = {"processes": 2, "updates": 6, "rates": 6, "decisions": [0, 2, 4], "layers": ["0", "3", "5"]}
     for rank in range(2):
-        assert json.loads((tmp_path / f"counted_{rank}.json").read_text()) == dict.fromkeys(
-            ("before", "after"), expected
-        )
+        counted = json.loads((tmp_path / f"counted_{rank}.json").read_text())
+        whole = counted.pop("for the whole")
+        assert counted == dict.fromkeys(("before", "after"), expected)
+        assert whole["updates"] == 6 and whole["decisions"] == [0, 3]
+    # Of the run that was made for the batches of both, the first says at its end which number to give, and it alone.
+    assert ["after 6 of total_steps=12" in errors for errors in said] == [True, False]
+    assert said[0].count("give total_steps=6:") == 1
 
 
 def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""How far a run has travelled: exact where a sketch holds a whole tensor, near where it does not, kept over a resume."""
+"""How far a run has travelled: exact where a sketch holds a whole tensor, else near, and kept over a resume."""
 
 import copy
 import math

@@ -98,6 +98,7 @@ class DecisionCore(RateControl):
         self._kind = optimizer_kind(optimizer)
         self._trained = trained_by(optimizer, self.model)
         self._losses: Tensor | None = None
+        self._loss_spacing = _spacing(self.interval)
         self._before_last: list[Tensor] | None = None
         self._measured: Tensor | None = None
         self._start: list[Tensor] | None = None  # a sketch of the parameters as the run began, where features need it
@@ -139,7 +140,7 @@ class DecisionCore(RateControl):
 
         :raises OutOfOrderError: if a decision is due first, or the budget is spent
         """
-        if self.decision_due or self.finished:
+        if self._memory.update >= self.budget or self.decision_due:
             problem = "the budget is spent" if self.finished else "a decision is due, call decide()"
             raise OutOfOrderError(f"No update can begin after {self.update} of {self.budget}: {problem}.")
         factors = self.group_factors
@@ -154,16 +155,16 @@ class DecisionCore(RateControl):
 
     def note_update(self, loss: Tensor) -> None:
         """Note the loss of the update just done, this rank's: a scalar tensor, not copied to the host."""
-        memory, loss = self._memory, gathered(loss.detach())
+        loss = gathered(loss.detach() if loss.requires_grad else loss)
         if self._losses is None:
             room = losses_kept(self.interval, self.interval)
             self._losses = torch.zeros(room, dtype=torch.float32, device=loss.device)
-        place, between = divmod(memory.interval_updates, _spacing(self.interval))
-        if not between and self._counts:
-            self._losses[place].copy_(loss)
+        place, spacing = self._memory.interval_updates, self._loss_spacing
+        if place % spacing == 0 and self._counts:
+            self._losses[place // spacing].copy_(loss)
         if self._before_last is not None:
             changes = torch._foreach_sub([as_real(local(p.detach())) for p in self._parameters], self._before_last)
-            factors = self._of_tensors(self.group_factors) * self.phases.ramp(memory.update)
+            factors = self._of_tensors(self.group_factors) * self.phases.ramp(self._memory.update)
             per_rate = torch._foreach_div(changes, factors.tolist())
             self._measured = beside(torch._foreach_powsum(per_rate, 2, dtype=torch.float32))
             self._before_last = None
@@ -193,7 +194,7 @@ class DecisionCore(RateControl):
         """
         factor, known = self.factor * self.phases.ramp(self.update), len(self.initial_lrs)
         added = [initial_rate(group["lr"], self.config) for group in self.optimizer.param_groups[known:]]
-        self.initial_lrs += [rate / factor for rate in added]
+        self._take_initial([*self.initial_lrs, *(rate / factor for rate in added)])
         self._groups = group_of_each(self.optimizer, self._parameters)
         self._hold(_layers_of_groups(self._sizes, self._groups, len(self.initial_lrs)))
 

@@ -69,7 +69,7 @@ class RateControl:
         self.config, self.phases = config, phases
         self.interval = config.interval(budget)
         self.budget = int(budget)
-        self.initial_lrs = [initial_rate(rate, config, by_ratio=True) for rate in initial_lrs]
+        self._take_initial([initial_rate(rate, config, by_ratio=True) for rate in initial_lrs])
         self._profile = config.action_mode.profile(config)
         self._hold(layers)
         self._memory = Memory(steps=steps, layer_actions=[0.0] * layers[0] if layers and self._of_layers else [])
@@ -103,9 +103,9 @@ class RateControl:
     @property
     def factor(self) -> float:
         """Factor on the initial rates for the coming update, within bounds; in a warm-up that which it leads to."""
-        lowest, highest = self._bounds
-        position = self.phases.position(self._memory.update, self.budget)
-        return min(max(self._memory.scale * self._profile(position), lowest), highest)
+        memory, (lowest, highest) = self._memory, self._bounds
+        position = self.phases.position(memory.update, self.budget)
+        return min(max(memory.scale * self._profile(position), lowest), highest)
 
     @property
     def learning_rate(self) -> float:
@@ -257,7 +257,7 @@ class RateControl:
         """Go on from a :meth:`state_dict`."""
         self._memory = Memory(**state["memory"])
         self._observed_at = -1
-        self.initial_lrs = list(state["initial_lrs"])
+        self._take_initial(list(state["initial_lrs"]))
 
     # ------------------------------------------------------------------ inside
 
@@ -276,10 +276,10 @@ class RateControl:
         shared, *layers = np.clip(values, -1.0, 1.0).tolist()
         return shared, layers or [0.0] * count
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        """Bounds of the common factor: the rates' bounds hold for every group."""
-        return self.config.min_lr / min(self.initial_lrs), self.config.max_lr / max(self.initial_lrs)
+    def _take_initial(self, rates: list[float]) -> None:
+        """Let the parameter groups have such initial rates, and the common factor the bounds that hold for all."""
+        self.initial_lrs = rates
+        self._bounds = self.config.min_lr / min(rates), self.config.max_lr / max(rates)
 
     def _rate(self, initial: float, factor: float) -> float:
         """Rate of a group; the factor is within bounds, their product may miss them by a rounding."""

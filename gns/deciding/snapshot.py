@@ -18,6 +18,8 @@ from gns.errors import OutOfOrderError, SnapshotError
 from gns.parallel.distributed import local
 from gns.whole_files import written_whole
 
+_PLAIN = (int, float, bool, str, type(None))
+
 
 class Snapshot:
     """The last good state of a run: parameters, buffers, optimizer state, and what the caller adds.
@@ -54,7 +56,7 @@ class Snapshot:
         """
         present = self._present()
         saved = [(parameter, self._optimizer.state.get(parameter)) for parameter in self._parameters()]
-        self._keep(list(present.values()), saved)
+        self._keep(present, list(present.values()), saved)
         self._put_back, self.steps = list(put_back), steps
 
     @torch.no_grad()
@@ -101,9 +103,9 @@ class Snapshot:
         :param put_back: as at :meth:`take`
         :raises SnapshotError: if it cannot be written
         """
-        own = self._present().values()
-        tensors = [saved.to(tensor.device) for tensor, saved in zip(own, state["held"], strict=True)]
-        self._keep(tensors, list(zip(self._parameters(), state["optimizer"], strict=True)))
+        own = self._present()
+        tensors = [saved.to(tensor.device) for tensor, saved in zip(own.values(), state["held"], strict=True)]
+        self._keep(own, tensors, list(zip(self._parameters(), state["optimizer"], strict=True)))
         self._put_back, self.steps = list(put_back), state["steps"]
 
     # ------------------------------------------------------------------ inside
@@ -116,9 +118,18 @@ class Snapshot:
         """What the optimizer holds, in its order."""
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def _keep(self, held: list[Tensor], saved: Sequence[tuple[Tensor, dict[str, Any] | None]]) -> None:
-        """Copy tensors of the model, in the order of :meth:`_present`, and the state of the optimizer's parameters."""
-        present = self._present()
+    def _keep(
+        self,
+        present: dict[str, Tensor],
+        held: list[Tensor],
+        saved: Sequence[tuple[Tensor, dict[str, Any] | None]],
+    ) -> None:
+        """Copy tensors of the model and the state of the optimizer's parameters.
+
+        :param present: the model's tensors, see :meth:`_present`
+        :param held: what is kept of each of them
+        :param saved: the optimizer's parameters, and what is kept of the state of each
+        """
         names = {id(tensor): name for name, tensor in present.items()}
         tensors = [local(tensor) for tensor in held]
         states: list[tuple[_Kept, dict[str, Any]]] = []
@@ -131,7 +142,7 @@ class Snapshot:
                     plain[key] = _Number(len(tensors))
                     tensors.append(local(value))
                 else:
-                    plain[key] = copy.deepcopy(value)
+                    plain[key] = value if type(value) in _PLAIN else copy.deepcopy(value)
             states.append((_Kept(names.get(id(parameter)), parameter, place), plain))
         self._copies.keep(tensors)
         self._held = [_Kept(name, tensor) for name, tensor in present.items()]

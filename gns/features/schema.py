@@ -51,7 +51,7 @@ class FeatureSchema:
     :param run: the entries of the global vector (G,)
     :param bound: every feature lies in [-bound, bound]
     :param needs_validation: whether a pass over held-out data at every decision is needed to compute them
-    :param needs_start: whether they need a sketch of the weights at the start of the run, see :mod:`gns.features.travel`
+    :param needs_start: whether they need a sketch of the weights at the run's start, see :mod:`gns.features.travel`
     :param products: sums that its features need beside the first :data:`gns.features.statistics.NUM_SUMS`: pairs of
         :data:`PRODUCT_FACTORS`, whose products are summed over the scalars of each tensor; a feature reads one by
         :meth:`gns.features.statistics.LayerStatistics.product`. What an optimizer does not keep, or is not known to
@@ -114,5 +114,5 @@ class FeatureSchema:
             table[..., column] = feature.value(statistics)
         table -= shifts
         table /= scales
-        finite = np.nan_to_num(table, nan=0.0, posinf=self.bound, neginf=-self.bound)
-        return np.clip(finite, -self.bound, self.bound).astype(np.float32)
+        table[np.isnan(table)] = 0.0
+        return np.clip(table, -self.bound, self.bound, out=table).astype(np.float32)

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from gns.graph.autograd_walk import walk_back
 from gns.graph.layer_graph import LayerGraph, layer_graph, tensors_in, unwrap
 from gns.scheduler.closures import closure_of, updating
+from gns.scheduler.tracers import opaque
 
 if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
@@ -50,8 +51,6 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
             handles.append(HookHandle(model, reference()))
         return lambda _: True
 
-    # Called by a compiled optimizer.step, not compiled with it: a decision is none of its business.
-    @torch.compiler.disable
     def before(stepped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal ready
         scheduler = reference()
@@ -60,7 +59,6 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
         ready = ready or watch_model()
         return scheduler._before_update(stepped, args, kwargs) if ready(closure_of(args, kwargs) is not None) else None
 
-    @torch.compiler.disable
     def after(*_: Any) -> None:
         scheduler = reference()
         if scheduler is not None:
@@ -69,7 +67,7 @@ def attach(scheduler: GNSScheduler, optimizer: torch.optim.Optimizer, model: nn.
     optimizer = updating(optimizer)  # a wrapper may call no hooks of its own, or be stepped in other ways
     beside = _on_optimizer.setdefault(optimizer, weakref.WeakSet())
     beside.add(scheduler)
-    handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+    handles += [optimizer.register_step_pre_hook(opaque(before)), optimizer.register_step_post_hook(opaque(after))]
     if "_forward_hooks" in vars(model):  # else a model that holds its scheduler is being copied, and is not there yet
         ready = watch_model()
 
@@ -179,4 +177,8 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
 
 def without_gradient(optimizer: torch.optim.Optimizer) -> bool:
     """Say whether no parameter has a gradient, as where a framework skips a batch: the update will change nothing."""
-    return all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"])
+    for group in optimizer.param_groups:  # mostly the first has one
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return False
+    return True

@@ -40,15 +40,37 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
 
 
 class WrittenRates:
-    """The rates that a scheduler wrote last, to see whether anyone else changed them; without reading a device."""
+    """The rates that a scheduler wrote last, to see whether anyone else changed them; without reading a device.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._marks = [_mark(group["lr"]) for group in optimizer.param_groups]
+    Both calls come at every update, and mostly meet one or two numbers.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[Any] = []
+
+    def note(self, optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
+        """Note the rates as they are now; return that of each parameter group, tensors as copies."""
+        rates: list[float | Tensor] = []
+        for group in optimizer.param_groups:
+            rate = group["lr"]
+            if isinstance(rate, Tensor):
+                self._marks = [_mark(group["lr"]) for group in optimizer.param_groups]
+                return rates_of(optimizer)
+            rates.append(rate)
+        self._marks = rates
+        return rates
+
+    def forget(self) -> None:
+        """Let no rate count as changed until the next are noted."""
+        self._marks = []
 
     def changed(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Say whether a group has another rate than was written."""
-        marks = (_mark(group["lr"]) for group in optimizer.param_groups)
-        return any(one != other for one, other in zip(self._marks, marks, strict=False))
+        """Say whether a group has another rate than was noted."""
+        for group, mark in zip(optimizer.param_groups, self._marks, strict=False):  # a group may have been added
+            rate = group["lr"]
+            if rate is not mark and _mark(rate) != mark:
+                return True
+        return False
 
 
 def _mark(rate: Any) -> Any:

@@ -86,7 +86,7 @@ class ScheduledRun:
         self.names_saved: list[str | None] | None = None  # of the parameters, in the order of the state it goes on from
         self._watch = Watch()
         self._graph_problem: LayerGraphError | None = None
-        self._changed = False  # model or optimizer were found to have other parameters than the core decides on
+        self.falls_behind = False  # model or optimizer were found to have other parameters than the core decides on
         self._graph_is_old = False  # and no forward pass gave the graph with them yet
         self._logged: set[str] = set()
 
@@ -114,7 +114,7 @@ class ScheduledRun:
 
     def take_graph_of_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the layer graph from what the model returned for these arguments, if it is unknown."""
-        if self._wants_graph:
+        if self.wants_graph:
             try:
                 self._take(graph_of_forward(self.model, args, kwargs, output))
             except LayerGraphError as problem:  # the next output may do; if none does, the first update says so
@@ -122,7 +122,7 @@ class ScheduledRun:
 
     def take_graph_of_loss(self, loss: Any, optimizer: torch.optim.Optimizer) -> None:
         """Take the layer graph from a loss, if it is unknown and the loss came from parameters of the optimizer."""
-        if not self._wants_graph or not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if not self.wants_graph or not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
         try:
             graph = layer_graph(self.model, loss)
@@ -133,7 +133,8 @@ class ScheduledRun:
             self._take(graph)  # else it is the loss of another optimizer
 
     @property
-    def _wants_graph(self) -> bool:
+    def wants_graph(self) -> bool:
+        """Whether the next output of the model is to give the layer graph."""
         return self.graph is None or self._graph_is_old
 
     def _take(self, graph: LayerGraph | None) -> None:
@@ -153,12 +154,12 @@ class ScheduledRun:
         added = len(core.optimizer.param_groups) > len(core.initial_lrs)
         if added:
             core.take_up_groups()
-        if self._changed and self._guarded is not None:
-            self._changed = False
+        if self.falls_behind and self._guarded is not None:
+            self.falls_behind = False
             return self._follow(self._guarded)
         if added or (core.decision_due and core.outdated):
             require_that_it_trains(core.optimizer, self.model)
-            self._changed = self._graph_is_old = True
+            self.falls_behind = self._graph_is_old = True
         return core
 
     def _follow(self, guarded: GuardedRun) -> DecisionCore:
@@ -265,7 +266,7 @@ class ScheduledRun:
         features = dict(zip(names, observation.globals.tolist(), strict=True))
         if self._taken_back(self._guarded, features, observation.nodes):
             return False
-        if not core.statistics.finite and "finite" not in self._logged:
+        if not core.finite and "finite" not in self._logged:
             self._logged.add("finite")
             _logger.warning("At update %d a loss, gradient, parameter or optimizer state is not finite.", core.update)
         with torch.autocast("cpu", enabled=False):  # whatever the training loop has it at
@@ -328,7 +329,7 @@ class ScheduledRun:
         nodes: np.ndarray,
         rollback: bool = False,
     ) -> None:
-        finite, loss = bool(core.statistics.finite), mean_loss(core.statistics.losses)
+        finite, loss = core.finite, mean_loss(core.statistics.losses)
         rate, scale = core.learning_rate, core.memory.scale
         record = DecisionRecord(core.update, rate, multiplier, action, features, rollback, finite, scale, loss)
         if self.record_layers:

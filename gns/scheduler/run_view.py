@@ -32,7 +32,7 @@ class RunView(LRScheduler):
     """What :class:`gns.GNSScheduler` has beside what a training loop calls."""
 
     _run: ScheduledRun
-    _written: WrittenRates | None
+    _written: WrittenRates
     model: nn.Module = _of_run("model")
     policy: GNSPolicy = _of_run("policy")
     decision: DecisionConfig = _of_run("decision")
@@ -60,7 +60,7 @@ class RunView(LRScheduler):
     @budget.setter
     def budget(self, total_steps: int) -> None:
         self._run.change_budget(updates_of(total_steps), max(self.last_epoch, 0))
-        self._written = None
+        self._written.forget()
 
     def extend(self, total_steps: int) -> None:
         """Go on beyond the end that was planned, see :attr:`budget`.

@@ -117,7 +117,7 @@ class GNSScheduler(RunView):
         self._applying = self._pending = False  # an update is being made; was made, and step() is yet to come
         self._closure_waits = self._past_end = False  # a closure is yet to be called; an update came past the budget
         self._graph_of_evaluation = False  # the layer graph is that of a model in evaluation mode
-        self._written: WrittenRates | None = None
+        self._written = WrittenRates()
         self._progress = Progress()
         self._losses = Losses()
         self.shared_by = 1  # processes whose items are counted by the num_items_in_batch that a model is called with
@@ -162,10 +162,11 @@ class GNSScheduler(RunView):
         self._pending = False
         self._losses.clear()
         self._step_count += 1
-        self.last_epoch += 1
-        self._progress.note(self.last_epoch, self.budget if self._run.end_known else None, self._last_lr[0])
-        if core.finished or self.last_epoch + self.rollbacks == self.budget:  # a rollback leaves one update out
-            self._run.check_end()
+        done = self.last_epoch = self.last_epoch + 1
+        run = self._run
+        self._progress.note(done, run.budget if run.end_known else None, self._last_lr[0])
+        if core.finished or done + run.rollbacks == run.budget:  # a rollback leaves one update out
+            run.check_end()
 
     def report_loss(self, loss: Tensor | float, share: bool = False) -> None:
         """Tell the loss of a forward pass, where a framework calls :meth:`step` without it.
@@ -204,20 +205,15 @@ class GNSScheduler(RunView):
         :param optimizer: the one that is stepped, which may stand inside a wrapper that was given
         :return: the arguments that its step is to have in place of these
         """
+        done = self.last_epoch
         self._applying = self._closure_waits = False
-        self._past_end = self.last_epoch >= self.budget
-        if self.last_epoch < 0 or self._past_end:
+        self._past_end = done >= self._run.budget
+        if done < 0 or self._past_end:
             return None  # another scheduler's turn, or the end
         if self._pending:
-            if self.last_epoch + 1 < self.budget:  # else another scheduler may have taken over
+            if done + 1 < self.budget:  # else another scheduler may have taken over
                 self._warn(advice.NOT_STEPPED)
             return None
-        count, before = len(self.optimizer.param_groups), len(self.base_lrs)
-        if count < before:
-            raise InvalidSettingError(
-                f"The optimizer has {count} parameter groups and its scheduler knows {before}; expected as many, or "
-                "more. Leave groups where they are, or make a new scheduler without them."
-            )
         if closure_of(args, kwargs) is None:
             self._set_rates(optimizer)
             return None
@@ -232,29 +228,41 @@ class GNSScheduler(RunView):
         return followed_by(args, kwargs, decide, at_once=isinstance(optimizer, torch.optim.LBFGS))
 
     def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Decide, if it is time, and write the rates, unless there will be no update."""
+        """Decide, if it is time, and write the rates, unless there will be no update.
+
+        What is done here at every update, and in what it calls, is felt in training of small models.
+
+        :raises InvalidSettingError: if the optimizer has fewer parameter groups than it had
+        """
+        groups, known = optimizer.param_groups, len(self.base_lrs)
+        if len(groups) < known:
+            raise InvalidSettingError(
+                f"The optimizer has {len(groups)} parameter groups and its scheduler knows {known}; expected as many, "
+                "or more. Leave groups where they are, or make a new scheduler without them."
+            )
         if without_gradient(optimizer):
             return
-        core = self._run.core
+        run = self._run
+        core = run.core
         if core is None:
             core = self._begin(optimizer)
         else:
-            if self._written is not None and self._written.changed(optimizer):
+            if self._written.changed(optimizer):
                 self._warn(advice.CHANGED_RATES)
-            core = self._run.keep_up(core)
-        known = len(self.base_lrs)
-        for group, initial in zip(optimizer.param_groups[known:], core.initial_lrs[known:], strict=True):
-            group["initial_lr"] = initial
-            self.base_lrs.append(initial)
+            if core.decision_due or run.falls_behind or len(groups) > known:
+                core = run.keep_up(core)
+        if len(groups) > known:
+            for group, initial in zip(groups[known:], core.initial_lrs[known:], strict=True):
+                group["initial_lr"] = initial
+                self.base_lrs.append(initial)
         if left_out(optimizer):
             return
         if core.decision_due:
             unscale(optimizer)
-            if not self._run.decide():
+            if not run.decide():
                 return
         core.set_rates()
-        self._note_rates()
-        self._written = WrittenRates(optimizer)
+        self._last_lr = self._written.note(optimizer)
         self._applying = True
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> DecisionCore:
@@ -273,9 +281,12 @@ class GNSScheduler(RunView):
         self._pending = self._pending or self._applying
         self._applying = False
 
-    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, training: bool = True) -> None:
+    def _after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, module: nn.Module) -> None:
         """Take the graph from the first output, best of one in training mode, and the loss from those that have one."""
         run = self._run
+        if run.core is not None and not run.wants_graph and isinstance(output, Tensor):
+            return
+        training = unwrap(module).training
         if training and self._graph_of_evaluation and not run.begun:
             run.graph = None
         unknown = run.graph is None
@@ -328,7 +339,7 @@ class GNSScheduler(RunView):
         self._run.names_saved = state_dict.get("parameters")
         self._applying = False
         self._losses.clear()
-        self._written = None
+        self._written.forget()
         vars(self).update({name: state_dict[name] for name in _OWN_STATE})
         if total_steps is not None:
             self.budget = total_steps
@@ -337,7 +348,7 @@ class GNSScheduler(RunView):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out hooks, which are made anew; a shallow copy, too, has a run of its own."""
-        anew = {"_run": copy.copy(self._run), "_written": None, "_progress": Progress()}
+        anew = {"_run": copy.copy(self._run), "_written": WrittenRates(), "_progress": Progress()}
         return {name: value for name, value in vars(self).items() if name != "_remove"} | anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
 
 _PREPARE = "__prepare_scriptable__"  # torch.jit.script calls what a module has by this name, and scripts the answer
+
+
+def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that a compiled function calls, as it calls one that ``torch.compiler.disable`` wraps.
+
+    Called by no compiled function it costs next to nothing more, where that wrapper takes a few microseconds.
+    """
+    disabled = torch.compiler.disable(function)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return disabled(*args, **kwargs) if torch.compiler.is_dynamo_compiling() else function(*args, **kwargs)
+
+    return called
 
 
 class OutputHook:
@@ -31,19 +45,7 @@ class OutputHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Pass on what the module returned; nothing of what an exported or traced module returns."""
         if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            self._pass_on(module, args, kwargs, output)
-
-    # Within a compiled model this ends the compiled part: what follows is not traced but called.
-    @torch.compiler.disable
-    def _pass_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        scheduler = self._scheduler() if self._scheduler is not None else None
-        if scheduler is None or self._busy:
-            return
-        self._busy = True  # a forward pass made to take the graph comes here as well
-        try:
-            scheduler._after_forward(args, kwargs, output, unwrap(module).training)
-        finally:
-            self._busy = False
+            _pass_on(self, module, args, kwargs, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OutputHook, ()
@@ -52,6 +54,19 @@ class OutputHook:
     def is_dead(self) -> bool:
         """Whether its scheduler is gone, or it is a copy."""
         return self._scheduler is None or self._scheduler() is None
+
+
+@opaque  # within a compiled model it ends the compiled part
+def _pass_on(hook: OutputHook, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Tell a hook's scheduler what the module returned."""
+    scheduler = hook._scheduler() if hook._scheduler is not None else None
+    if scheduler is None or hook._busy:
+        return
+    hook._busy = True  # a forward pass made to take the graph comes here as well
+    try:
+        scheduler._after_forward(args, kwargs, output, module)
+    finally:
+        hook._busy = False
 
 
 class _WithoutHook:

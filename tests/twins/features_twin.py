@@ -138,7 +138,7 @@ def features(schema, graph, model, optimizer, run: RunTwin, factor: float) -> tu
     if schema == "gns-2":
         starts = [[run.start[name].double() for name in names] for names in graph.parameters]
         rows = [row + travel_features(*pair) for row, *pair in zip(rows, layers, starts, strict=True)]
-        everything, start = sum(layers, []), sum(starts, [])
+        everything, start = [t for row in layers for t in row], [x for row in starts for x in row]
         of_run += [*facts(optimizer, everything, len(layers), run, factor), *travel_features(everything, start)]
         of_run.append(over_random_walk(everything, start, run.updates))
     return [bounded(row, 5.0) for row in rows], bounded(of_run, 5.0)
