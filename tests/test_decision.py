@@ -25,6 +25,7 @@ from gns.deciding.decision import ACTION_MODES
 from gns.deciding.guard import diverged
 from gns.features.schemas import SCHEMAS
 from gns.features.statistics import SUM_U2
+from gns.schedules.calibrated import default_rate
 from gns.schedules.profiles import PROFILES, get_profile
 
 GLOBALS = SCHEMAS["gns-1"].globals
@@ -151,6 +152,7 @@ def test_the_rate_follows_the_modes_formula(mode, profile):
     budget, initial, base, strength = 23, 0.02, 2.5, 1.7
     run = Run(budget, rates=(initial,), mode=mode, profile=profile, base=base, strength=strength, num_decisions=5)
     f = get_profile(profile)
+    default = default_rate(run.core.optimizer, run.core.model, profile)
     expected, level = [], initial
     for t in range(budget):
         action = ACTIONS[t // 5]
@@ -160,6 +162,8 @@ def test_the_rate_follows_the_modes_formula(mode, profile):
                 level = max(level, run.config.min_lr)  # an action of -1 leaves the lowest rate
         if mode in ("profile", "per-layer"):
             expected.append(level * f(t / budget))
+        elif mode == "prior":
+            expected.append(default * base**action * f(t / budget))
         elif mode == "anchored":
             expected.append(initial * f(t / budget) * math.exp(strength * action))
         else:
@@ -188,7 +192,8 @@ def test_the_first_interval_may_have_the_initial_rate(mode):
     assert later[:interval] == plain[:interval] != later[interval : 2 * interval]
     ratios = [ours / theirs for (ours,), (theirs,) in zip(later[interval:], plain[interval:], strict=True)]
     reach = (50.0 / Run(mode=mode).config.base) ** 0.25 if mode not in ("anchored", "gns-paper") else 1.0
-    assert ratios == pytest.approx([reach] * len(ratios))  # the next decision has the first one's range
+    count = interval if mode == "prior" else len(ratios)  # whose level does not depend on the decision before
+    assert ratios[:count] == pytest.approx([reach] * count)  # the next decision has the first one's range
 
 
 @every_mode
@@ -199,7 +204,8 @@ def test_decide_returns_the_multiplier(mode):
         while not core.decision_due:
             run.compute_gradient()
             run.apply_update()
-        multiplier = {"anchored": math.exp(2.0 * (action - before)), "gns-paper": 1 + action}.get(mode, 3.0**action)
+        from_first = {"anchored": math.exp(2.0 * (action - before)), "prior": 3.0 ** (action - before)}
+        multiplier = {**from_first, "gns-paper": 1 + action}.get(mode, 3.0**action)
         rate = core.learning_rate
         assert core.decide(action) == pytest.approx(multiplier)
         assert core.learning_rate / rate == pytest.approx(multiplier)

@@ -155,15 +155,14 @@ class GNSPolicy(
 
         :return: a float in [-1, 1]; in action mode ``per-layer`` float64 (1 + L,): the shared one, then each layer's
         """
-        dropout = self.network.encoder.dropout  # all that the mode matters to
-        training = dropout.training
+        training = self.network.training
         if training:
-            dropout.eval()
+            self.network.eval()
         if self._type_ids is not None:
             observation = replace(observation, node_types=self._type_ids.take(observation.node_types, mode="clip"))
         mean, layers = self.network.actions(batch_observations([observation]))
         if training:
-            dropout.train()
+            self.network.train()
         return float(mean[0, 0]) if layers is None else torch.cat([mean[0], layers]).double().numpy()
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
