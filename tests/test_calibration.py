@@ -9,11 +9,25 @@ import pytest
 import torch
 
 from agents.training import calibration
-from agents.training.calibration import calibrate, judged, leave_one_out, log_losses, regret_curve, smoothed
+from agents.training.calibration import (
+    calibrate,
+    facts_known,
+    judged,
+    leave_one_out,
+    log_losses,
+    regret_curve,
+    smoothed,
+    static_regression,
+)
+from agents.training.curve_facts import facts_of
 from agents.training.curve_records import read_records
+from envs.pool import PoolConfig, draw_task
+from envs.training_run import TrainingRun
+from gns import layer_graph
 from gns.errors import UnknownNameError
 from gns.schedules import calibrated
 from gns.schedules.calibrated import calibrated_rate
+from gns.schedules.static import facts_of_run
 
 RATES = np.geomspace(1e-4, 1.0, 13)
 
@@ -161,3 +175,20 @@ def test_what_has_no_calibrated_rate_is_named():
     with pytest.raises(UnknownNameError, match="onecycle"):
         calibrated_rate(optimizer("Adam"), "onecycle")
     assert calibrated.calibration()["date"]
+
+
+def test_what_a_run_knows_of_itself_is_what_its_record_says():
+    task = draw_task(PoolConfig(edition=1), 3)
+    run = TrainingRun(task, task.optimizer, 1e-3, seed=0)
+    graph = layer_graph(run.model, run.compute_gradient())
+    seen = facts_of_run(run.optimizer, run.model, graph, task.budget)
+    assert seen == pytest.approx(facts_known(facts_of(task)), abs=1e-6)
+
+
+def test_static_facts_are_weighed_by_what_they_tell():
+    """Tasks whose best rate falls with their number of parameters, and with nothing else."""
+    records = [record(10.0 ** (-1.0 - 0.5 * (i % 5)), parameters=10 ** (2 + i % 5)) for i in range(40)]
+    known = static_regression(records)
+    weights = dict(zip(known["facts"], known["weights"], strict=True))
+    assert weights["log_parameters"] < -0.1
+    assert all(abs(weight) < 0.05 for name, weight in weights.items() if name != "log_parameters")

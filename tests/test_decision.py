@@ -25,8 +25,8 @@ from gns.deciding.decision import ACTION_MODES
 from gns.deciding.guard import diverged
 from gns.features.schemas import SCHEMAS
 from gns.features.statistics import SUM_U2
-from gns.schedules.calibrated import default_rate
 from gns.schedules.profiles import PROFILES, get_profile
+from gns.schedules.static import default_rate
 
 GLOBALS = SCHEMAS["gns-1"].globals
 every_mode = pytest.mark.parametrize("mode", ACTION_MODES)
@@ -152,7 +152,7 @@ def test_the_rate_follows_the_modes_formula(mode, profile):
     budget, initial, base, strength = 23, 0.02, 2.5, 1.7
     run = Run(budget, rates=(initial,), mode=mode, profile=profile, base=base, strength=strength, num_decisions=5)
     f = get_profile(profile)
-    default = default_rate(run.core.optimizer, run.core.model, profile)
+    default = default_rate(run.core.optimizer, run.core.model, run.core.graph, budget, profile)
     expected, level = [], initial
     for t in range(budget):
         action = ACTIONS[t // 5]

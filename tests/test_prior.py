@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from plain_loop import small_task
@@ -11,12 +12,13 @@ from torch import nn
 from envs import EnvConfig
 from envs.batched.env import BatchedEnv
 from envs.learning_rate_env import LearningRateEnv
-from gns import DecisionConfig, GNSPolicy, GNSScheduler
+from gns import DecisionConfig, GNSPolicy, GNSScheduler, layer_graph
 from gns.policy.finding import PRIOR_FOLDER
 from gns.policy.prior import prior_policy
 from gns.scheduler.policy_source import fingerprint
-from gns.schedules.calibrated import ENCODER_RATE, calibrated_rate, default_rate, is_pretrained
+from gns.schedules.calibrated import ENCODER_RATE, calibrated_rate, calibration
 from gns.schedules.profiles import get_profile
+from gns.schedules.static import FACTS, default_rate, facts_of_run, is_pretrained, moved_by
 
 UPDATES = 40
 REX = get_profile("rex")
@@ -25,6 +27,11 @@ REX = get_profile("rex")
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def prior_rate(optimizer: torch.optim.Optimizer, model: nn.Module, profile: str = "rex") -> float:
+    graph = layer_graph(model, model(torch.ones(2, 4)).sum())
+    return default_rate(optimizer, model, graph, UPDATES, profile)
 
 
 def rates_of(optimizer: torch.optim.Optimizer, model: nn.Module, **settings: object) -> list[list[float]]:
@@ -62,7 +69,7 @@ def test_the_folder_is_what_the_code_makes():
 def test_the_rates_are_those_of_default_rex_from_every_initial_rate(kind, initial):
     model = net()
     optimizer = kind(model.parameters(), initial)
-    expected = calibrated_rate(optimizer, "rex")
+    expected = prior_rate(optimizer, model)
     found = [rate for (rate,) in rates_of(optimizer, model)]
     assert found == pytest.approx([expected * REX(t / UPDATES) for t in range(UPDATES)], rel=1e-6)
 
@@ -72,7 +79,7 @@ def test_groups_keep_their_ratios_and_the_largest_gets_the_default():
     groups = [{"params": model[2].parameters(), "lr": 0.5}, {"params": model[0].parameters(), "lr": 0.05}]
     optimizer = torch.optim.Adam(groups)
     first = rates_of(optimizer, model)[0]
-    assert first == pytest.approx([10 * calibrated_rate(optimizer), calibrated_rate(optimizer)])
+    assert first == pytest.approx([10 * prior_rate(optimizer, model), prior_rate(optimizer, model)])
 
 
 def test_an_optimizer_that_was_never_calibrated_keeps_its_rate_and_that_is_said(caplog):
@@ -104,7 +111,7 @@ def test_an_environment_alone_and_environments_together_begin_at_the_default():
     alone.reset(options={"learning_rate": 1e-4, "seed": 1})
     together.set_options([{"learning_rate": 1e-4, "seed": 1}, {"learning_rate": 0.3, "seed": 1}])
     together.seed(0), together.reset()
-    expected = calibrated_rate(alone.run.optimizer, "rex")
+    expected = default_rate(alone.run.optimizer, alone.run.model, alone.core.graph, 8)
     assert alone.core.learning_rate == pytest.approx(expected)
     assert [control.learning_rate for control in together.controls] == pytest.approx([expected] * 2)
     assert alone.core.level == pytest.approx(1.0)
@@ -125,17 +132,32 @@ def test_a_model_is_pretrained_where_its_normalisation_is_not_as_it_began():
 
 def test_pretrained_encoders_have_a_rate_of_their_own():
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
+    graph = layer_graph(encoder, encoder(torch.ones(2, 3, 8)).sum())
     adam = torch.optim.AdamW(encoder.parameters(), lr=1.0)
-    sgd = torch.optim.SGD(encoder.parameters(), lr=1.0)
-    assert default_rate(adam, encoder) == calibrated_rate(adam)
+    new = default_rate(adam, encoder, graph, 100)
     with torch.no_grad():
         encoder.norm1.weight.normal_()
-    assert default_rate(adam, encoder) == ENCODER_RATE
-    assert default_rate(sgd, encoder) == calibrated_rate(sgd, fine_tuning=True)
+    assert default_rate(adam, encoder, graph, 100) == ENCODER_RATE != new
+    assert default_rate(torch.optim.SGD(encoder.parameters(), lr=1.0), encoder, graph, 100) > ENCODER_RATE
 
 
 def test_a_profile_that_was_not_measured_has_the_rate_of_rex():
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
-    assert default_rate(optimizer, model, "constant") == calibrated_rate(optimizer, "rex")
-    assert not math.isnan(default_rate(optimizer, model, "linear"))
+    assert prior_rate(optimizer, model, "constant") == prior_rate(optimizer, model)
+    assert prior_rate(optimizer, model, "linear") == prior_rate(optimizer, model, "cosine")
+
+
+def test_static_facts_move_the_fixed_rate_and_no_further_than_they_were_seen_to():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    graph = layer_graph(model, model(torch.ones(2, 4)).sum())
+    known = calibration()["static"]
+    facts = dict(zip(FACTS, facts_of_run(optimizer, model, graph, 1000).tolist(), strict=True))
+    assert facts["log_budget"] == 3.0 and facts["share_linear"] == 1.0 and facts["batch_norm"] == 0.0
+    assert facts["log_parameters"] == pytest.approx(math.log10(58)) and facts["log_forgetting"] == pytest.approx(-1.0)
+    moved = moved_by(np.array(list(facts.values())), known)
+    rate = calibrated_rate(optimizer) * known["usual"]["adam"] * 10.0**moved
+    assert default_rate(optimizer, model, graph, 1000) == pytest.approx(rate)
+    assert default_rate(optimizer, model, graph, 10**9) == default_rate(optimizer, model, graph, 10**12)
+    assert abs(moved) <= 3.0 * np.abs(known["weights"]).sum()

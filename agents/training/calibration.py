@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from agents.training.curve_records import BRANCH, RECIPE, TUNING, read_records
+from gns.graph.layer_graph import NODE_TYPES
+from gns.schedules.calibrated import calibration
+from gns.schedules.static import FACTS, MOST_DEVIATIONS, moved_by, numbers
 
 LEARNS_BELOW = 0.8  # of the loss at the start: a tuned run that ends above it has learned nothing
 ALIKE_WITHIN = 0.15  # of a log loss between the best and the worst rate: any rate would do
@@ -27,6 +30,7 @@ PROFILES = ("rex", "cosine", "linear")
 GRID = np.round(np.arange(-6.0, 2.5001, 0.02), 2)  # log10 of rates, of SGD of effective ones
 _LARGEST_REGRET = 2.0  # of a log loss: one lost run must not decide
 _RIDGE = 100.0  # strength of the regression on static facts, in tasks
+_RIDGE_KNOWN = 30.0  # likewise, on what a run knows of itself
 _KERNEL = np.exp(-0.5 * (np.arange(-40, 41) * 0.02 / 0.15) ** 2)  # over the grid: 0.15 decades, less than between rates
 
 
@@ -181,6 +185,72 @@ def starting_rate(facts: Mapping[str, Any], rates: Mapping[str, Mapping[str, flo
     return _rate(rates, kind_of(facts)) / effective(facts) * (factor if facts["fine_tuning"] else 1.0)
 
 
+# ---------------------------------------------------------------------- moved by static facts
+
+
+def facts_known(facts: Mapping[str, Any]) -> np.ndarray:
+    """Return what a run knows of itself before its first update, see :mod:`gns.schedules.static`, (F,)."""
+    shares = [facts["kinds"].get(kind, 0) / facts["layers"] for kind in NODE_TYPES]
+    sizes = (facts["budget"], facts["parameters"], facts["layers"])
+    settings = (facts["momentum"], facts["beta2"], facts["weight_decay"])
+    return numbers(*sizes, *settings, shares, facts["batch_norm"], facts["layer_norm"], facts["recurrent"])
+
+
+def static_regression(records: Sequence[Mapping[str, Any]], profile: str = "rex") -> dict[str, Any]:
+    """Fit what static facts move the fixed rates by, and return plain values for ``calibrated.json``.
+
+    A ridge regression of the middles of valleys on standardised facts, over all kinds of optimizers together; then a
+    factor for each kind that costs its tasks least, since a rate too high costs more than one too low.
+
+    :param records: tuning records of tasks that teach something, with the profile
+    """
+    facts = np.array([facts_known(record["facts"]) for record in records])
+    regrets, kinds = _regrets(records, profile), np.array([kind_of(record["facts"]) for record in records])
+    targets = np.array([_centre(record, curve) for record, curve in zip(records, regrets, strict=True)])
+    usual = np.array([targets[kinds == kind].mean() for kind in kinds])
+    mean, deviation = facts.mean(axis=0), facts.std(axis=0) + 1e-3
+    x = np.clip((facts - mean) / deviation, -MOST_DEVIATIONS, MOST_DEVIATIONS)
+    weights = np.linalg.solve(x.T @ x + _RIDGE_KNOWN * np.eye(x.shape[1]), x.T @ (targets - usual))
+    predicted = x @ weights
+    rates, usual_factors = calibrate(records)[profile], {}
+    for kind in FIRST_GUESS:
+        some, factor = kinds == kind, 1.0
+        if some.sum() >= FEWEST_TASKS:
+            factor = 10.0 ** _best(_shifted(regrets[some], predicted[some])) / _rate(rates, kind)
+        usual_factors[kind] = float(f"{factor:.4g}")
+    return {
+        "facts": list(FACTS),
+        "mean": [round(value, 5) for value in mean.tolist()],
+        "deviation": [round(value, 5) for value in deviation.tolist()],
+        "weights": [round(value, 5) for value in weights.tolist()],
+        "usual": usual_factors,
+    }
+
+
+def prior_rate(facts: Mapping[str, Any]) -> float:
+    """Return the rate that the prior starts a new network from, as :func:`gns.schedules.static.default_rate` does.
+
+    :param facts: of the task
+    """
+    known, kind = calibration()["static"], kind_of(facts)
+    rate = _rate(calibration()["profiles"]["rex"], kind) * known["usual"][kind] / effective(facts)
+    return rate * 10.0 ** moved_by(facts_known(facts), known)
+
+
+def moved_rates(records: Sequence[Mapping[str, Any]], profile: str, folds: int = 20) -> np.ndarray:
+    """Return log10 of the effective rate that static facts give each task, fitted to the tasks of other folds, (N,)."""
+    fold: np.ndarray = np.random.default_rng(0).permutation(len(records)) % folds
+    found = np.zeros(len(records))
+    for number in range(folds):
+        rest = [record for record, where in zip(records, fold, strict=True) if where != number]
+        known, rates = static_regression(rest, profile), calibrate(rest)[profile]
+        for i in np.flatnonzero(fold == number).tolist():
+            facts, kind = records[i]["facts"], kind_of(records[i]["facts"])
+            fixed = _rate(rates, kind) * known["usual"][kind]
+            found[i] = np.log10(fixed) + moved_by(facts_known(facts), known)
+    return found
+
+
 # ---------------------------------------------------------------------- what it costs on other tasks
 
 
@@ -252,6 +322,7 @@ def leave_one_out(records: Sequence[Mapping[str, Any]], profile: str) -> dict[st
 
     found = {"floor": curves.min(axis=1), "fixed": at(fixed_rates(seen, profile))}
     found["static"] = at(predicted_rates(seen, profile))
+    found["prior"] = at(moved_rates(seen, profile))
     pairs = [log_losses(record, profile) for record in seen]
     found["tuned"] = np.array([_tuned_on_the_other(pair) for pair in pairs if len(pair) > 1])
     return found
@@ -295,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.write:
         pools = [record["pool"] for record in records if record["kind"] == RECIPE]
         whole = {name: rates for name, rates in profiles.items() if {*FIRST_GUESS, "fine-tuning"} <= set(rates)}
-        known = {"date": given.date, "tasks": len(teaching), "profiles": whole, "pools": pools}
+        static = static_regression([record for record in teaching if "rex" in record["profiles"]])
+        known = {"date": given.date, "tasks": len(teaching), "profiles": whole, "static": static, "pools": pools}
         given.write.write_text(json.dumps(known, indent=1) + "\n")
 
 

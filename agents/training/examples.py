@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.training.calibration import GRID, effective, learnable, regret_curve, smoothed, starting_rate
+from agents.training.calibration import GRID, effective, learnable, prior_rate, regret_curve, smoothed
 from agents.training.curve_records import BRANCH, RECIPE, TUNING, pool_of
 from agents.training.curves import DECISIONS, FACTORS, begin_trunk, replays
 from envs.batched.env import BatchedEnv
@@ -26,7 +26,6 @@ from envs.pool import PoolConfig, draw_task
 from envs.pool import data as pool_data
 from gns import Observation
 from gns.errors import GNSError
-from gns.schedules.calibrated import calibration
 
 _LOGGER = logging.getLogger(__name__)
 PROFILE = "rex"  # of the prior
@@ -103,7 +102,7 @@ def examples_of(records: Sequence[Mapping[str, Any]], features: str, cache: Path
 
 
 def _default(tuning: Mapping[str, Any]) -> float:
-    return starting_rate(tuning["facts"], calibration()["profiles"][PROFILE])
+    return prior_rate(tuning["facts"])
 
 
 def _key(record: Mapping[str, Any]) -> str:

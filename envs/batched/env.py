@@ -32,7 +32,7 @@ from gns.deciding.guard import Judgement, Watch
 from gns.deciding.rate_control import RateControl, initial_rate
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import layer_graph
-from gns.schedules.calibrated import is_pretrained
+from gns.schedules.static import is_pretrained
 
 _SOME_RATE = 1e-3  # of a run that only shows what its model and optimizer are
 
@@ -69,7 +69,7 @@ class BatchedEnv(CheckedVecEnv):
         self.draws = [LearningRateEnv([task], replace(config, optimizers=(optimizer,))) for _ in range(num_envs)]
         run = TrainingRun(task, optimizer, _SOME_RATE, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
-        self._default = default_factor(config.decision, run.optimizer, run.model, [_SOME_RATE]) * _SOME_RATE
+        self._of_defaults = config.decision, run.optimizer, run.model, self.graph
         self._pretrained = is_pretrained(run.model)
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
         self._limits = nodes, edges
@@ -203,7 +203,8 @@ class BatchedEnv(CheckedVecEnv):
         """Return what keeps the rate of an episode that begins."""
         config = self.config.decision
         rate = initial_rate(episode.learning_rate, config)
-        return RateControl(episode.budget, config, [rate], default_factor=self._default / rate)
+        default = default_factor(*self._of_defaults, episode.budget, [rate])
+        return RateControl(episode.budget, config, [rate], default_factor=default)
 
     def _begin(self, rows: list[int]) -> None:
         """Begin the runs of new episodes, evaluate them, and compute their first gradients."""

@@ -37,7 +37,7 @@ from gns.features.travel import sketch, travel_sums
 from gns.features.update_rules import SETTINGS
 from gns.graph.layer_graph import LayerGraph, unwrap
 from gns.parallel.distributed import all_reduced, gathered, is_distributed, local, local_optimizer, shares
-from gns.schedules.calibrated import default_rate, is_pretrained
+from gns.schedules.static import default_rate, is_pretrained
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,7 +85,7 @@ class DecisionCore(RateControl):
         self._groups = group_of_each(optimizer, self._parameters)
         self._sizes = [len(layer) for layer in bound]
         layers = _layers_of_groups(self._sizes, self._groups, len(rates))
-        default = default_factor(config, optimizer, unwrap(model), rates)
+        default = default_factor(config, optimizer, unwrap(model), graph, budget, rates)
         super().__init__(budget, config, rates, _PAST_START if optimizer.state else 0, layers, default, phases)
         self.model, self.optimizer, self.graph = unwrap(model), optimizer, graph
         self._group, self._shares = process_group, shares(self._parameters, process_group)
@@ -209,6 +209,7 @@ class DecisionCore(RateControl):
             **super().state_dict(),
             "losses": None if self._losses is None else self._losses.clone(),
             "measured": None if self._measured is None else self._measured.clone(),
+            "pretrained": self._pretrained,  # which a later look would take a trained model for
             "start": None if self._start is None else [part.clone() for part in self._start],
         }
 
@@ -222,6 +223,7 @@ class DecisionCore(RateControl):
         self._losses = None if state["losses"] is None else state["losses"].clone()
         measured = state["measured"]
         self._measured = measured.clone() if measured is not None and len(measured) == len(self._parameters) else None
+        self._pretrained = state.get("pretrained", self._pretrained)
         start, now = state.get("start"), self._sketched()
         self._start = None
         if start is not None and [len(x) for x in start] == [len(x) for x in now]:  # else it is of other parameters
@@ -316,7 +318,12 @@ class DecisionCore(RateControl):
 
 
 def default_factor(
-    config: DecisionConfig, optimizer: torch.optim.Optimizer, model: nn.Module, rates: Sequence[float | Tensor]
+    config: DecisionConfig,
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    graph: LayerGraph,
+    budget: int,
+    rates: Sequence[float | Tensor],
 ) -> float:
     """Return the default rate of a run over its initial one, where decisions or features ask for it; else NaN.
 
@@ -327,7 +334,7 @@ def default_factor(
     if not (config.action_mode.from_default or get_schema(config.features).needs_start):
         return math.nan
     try:
-        rate = default_rate(optimizer, model, config.profile)
+        rate = default_rate(optimizer, model, graph, budget, config.profile)
     except UnknownNameError as problem:
         if config.action_mode.from_default:
             _logger.warning("The initial rate is taken as it is given: %s", problem)

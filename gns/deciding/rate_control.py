@@ -251,13 +251,18 @@ class RateControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered between updates; what was observed last is not part of it."""
-        return {"memory": dict(vars(self._memory)), "initial_lrs": list(self.initial_lrs)}
+        return {
+            "memory": dict(vars(self._memory)),
+            "initial_lrs": list(self.initial_lrs),
+            "default_factor": self._default,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
         self._memory = Memory(**state["memory"])
         self._observed_at = -1
         self._take_initial(list(state["initial_lrs"]))
+        self._default = state.get("default_factor", self._default)
 
     # ------------------------------------------------------------------ inside
 

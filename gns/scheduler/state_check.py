@@ -150,6 +150,11 @@ def _check_core(
         raise ValueError("losses of the interval are missing")
     if core["measured"] is not None:
         _tensor(core["measured"], "measured", (len(graph.tensor_sizes) if graph is not None else -1,))
+    default = core.get("default_factor", 1.0)
+    if type(default) not in (int, float) or not (math.isnan(default) or 0.0 < default < math.inf):
+        raise ValueError(f"default_factor is {shown(default)}")
+    if type(core.get("pretrained", False)) is not bool:
+        raise ValueError(f"pretrained is {shown(core['pretrained'])}")
     if (start := core.get("start")) is not None:
         for part in _list(start, "start"):
             _tensor(part, "start", (min(part.numel(), SKETCHED),))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gns.errors import UnknownNameError
 from gns.features.moments import optimizer_kind
@@ -28,6 +27,7 @@ def calibration() -> dict[str, Any]:
 
     ``profiles`` has by name of a profile, then of a kind of optimizer, ``rate`` (of SGD the effective one,
     ``lr / (1 - momentum)``), ``low`` and ``high`` (95 % over tasks) and ``tasks``; ``fine-tuning`` is a factor on them.
+    ``static`` has what static facts move these rates by, see :mod:`gns.schedules.static`.
     """
     return json.loads(_FILE.read_text())
 
@@ -55,31 +55,6 @@ def calibrated_rate(optimizer: torch.optim.Optimizer, profile: str = "rex", fine
     return rate * (1.0 - optimizer.param_groups[0]["momentum"]) if kind == "sgd" else rate
 
 
-def default_rate(optimizer: torch.optim.Optimizer, model: nn.Module, profile: str = "rex") -> float:
-    """Return the rate that somebody who tunes nothing starts a model from: :func:`calibrated_rate`, and for pretrained
-    encoders under Adam and its kin :data:`ENCODER_RATE`. A profile that was not measured has the rate of REX.
-
-    :raises UnknownNameError: if no rate was calibrated for the optimizer
-    """
-    pretrained = is_pretrained(model)
-    measured = profile in (*calibration()["profiles"], *_INSTEAD)
-    rate = calibrated_rate(optimizer, profile if measured else "rex", pretrained)
-    adaptive, encoder = not isinstance(optimizer, torch.optim.SGD), any(map(_attends, model.modules()))
-    return ENCODER_RATE if pretrained and adaptive and encoder else rate
-
-
-@torch.no_grad()
-def is_pretrained(model: nn.Module) -> bool:
-    """Whether a model came with weights of another training, as far as its normalisation layers tell.
-
-    These begin with the same number in every place of their weights, and of their biases, in every common library; a
-    training changes that. Of a model without such layers nothing is known, and it counts as new.
-    """
-    kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
-    found = (m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith(("LayerNorm", "RMSNorm")))
-    held = (p for m in found for p in m.parameters(recurse=False) if p.numel() > 1 and not p.is_meta)
-    return any(bool((p.detach() != p.detach().flatten()[0]).any()) for p in held)
-
-
-def _attends(module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) or "Attention" in type(module).__name__
+def measured_profile(profile: str) -> str:
+    """Return the profile whose calibrated rates a profile has: its own where it was measured, else those of REX."""
+    return profile if profile in (*calibration()["profiles"], *_INSTEAD) else "rex"

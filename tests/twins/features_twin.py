@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gns.schedules.calibrated import calibrated_rate
+from gns.schedules.static import default_rate
 
 TINY = 1e-12
 KINDS = ("sgd", "adam", "adamw", "other")
@@ -25,6 +25,7 @@ class RunTwin:
     :param initial_lrs: rate each parameter group began with
     :param predictions: outputs on held-out data at the last decision
     :param start: the weights that the run began with
+    :param default: the default rate as the run began
     """
 
     budget: int
@@ -35,6 +36,7 @@ class RunTwin:
     intervals: list[float] = field(default_factory=list)
     predictions: Tensor | None = None
     start: dict[str, Tensor] = field(default_factory=dict)  # the weights that the run began with
+    default: float | None = None
 
     def updated(self, loss: float, model: nn.Module) -> None:
         """Note an update and the parameters that took part in it."""
@@ -139,7 +141,7 @@ def features(schema, graph, model, optimizer, run: RunTwin, factor: float) -> tu
         starts = [[run.start[name].double() for name in names] for names in graph.parameters]
         rows = [row + travel_features(*pair) for row, *pair in zip(rows, layers, starts, strict=True)]
         everything, start = [t for row in layers for t in row], [x for row in starts for x in row]
-        of_run += [*facts(optimizer, everything, len(layers), run, factor), *travel_features(everything, start)]
+        of_run += [*facts(optimizer, everything, graph, model, run, factor), *travel_features(everything, start)]
         of_run.append(over_random_walk(everything, start, run.updates))
     return [bounded(row, 5.0) for row in rows], bounded(of_run, 5.0)
 
@@ -166,11 +168,13 @@ def over_random_walk(tensors: list[TensorState], start: list[Tensor], updates: i
     return math.log10(length / (step * math.sqrt(updates)))
 
 
-def facts(optimizer, tensors: list[TensorState], layers: int, run: RunTwin, factor: float) -> list[float]:
+def facts(optimizer, tensors: list[TensorState], graph, model: nn.Module, run: RunTwin, factor: float) -> list[float]:
     """What is known before the first update: the rate's level over the default, settings, sizes."""
     groups = optimizer.param_groups
     largest = max(range(len(groups)), key=lambda i: sum(p.numel() for p in groups[i]["params"]))
-    default = calibrated_rate(optimizer, "rex") / run.initial_lrs[largest]
+    if run.default is None:  # what a later look would take for a pretrained model is a new one at the start
+        run.default = default_rate(optimizer, model, graph, run.budget)
+    default = run.default / run.initial_lrs[largest]
     progress = run.updates / run.budget
     rex = (1 - progress) / (0.5 + 0.5 * (1 - progress))
     adam = "betas" in groups[0]
@@ -182,7 +186,7 @@ def facts(optimizer, tensors: list[TensorState], layers: int, run: RunTwin, fact
         math.log10(max(group["weight_decay"] for group in groups) + 1e-5) + 4,
         1.0 if isinstance(optimizer, torch.optim.AdamW) else 0.0,
         math.log10(total(tensors, torch.numel)) - 4,
-        (math.log10(layers) - 0.7) / 0.5,
+        (math.log10(graph.num_nodes) - 0.7) / 0.5,
         0.0,  # pretrained
     ]
 
