@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from agents.evaluation.worth import TuningCurve, expected_log_loss, log_loss, worth
-from agents.training.calibration import learnable, log_losses, starting_rate
 from agents.training.curve_records import read_records
+from agents.training.tuning_curves import learnable, log_losses, starting_rate
 from gns.schedules.calibrated import calibration
 
 ROOT = Path(__file__).resolve().parents[1]

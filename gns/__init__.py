@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
     from gns.schedules.lr_schedulers import REXLR, ProfileLR
     from gns.schedules.schedule import Schedule
+    from gns.tools.find_rate import RateAdvice, find_rate
 
 __version__ = "0.1.0.dev0"
 
@@ -51,10 +52,12 @@ __all__ = [
     "PolicyFormatError",
     "ProfileLR",
     "RanksDisagreeError",
+    "RateAdvice",
     "Schedule",
     "Snapshot",
     "SnapshotError",
     "UnknownNameError",
+    "find_rate",
     "layer_graph",
     "parameter_groups",
 ]
@@ -80,6 +83,7 @@ _HOMES = {
     "scheduler.scheduler": ("GNSScheduler",),
     "schedules.lr_schedulers": ("REXLR", "ProfileLR"),
     "schedules.schedule": ("Schedule",),
+    "tools.find_rate": ("RateAdvice", "find_rate"),
 }
 
 

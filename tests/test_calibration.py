@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.training import calibration
-from agents.training.calibration import (
-    calibrate,
-    facts_known,
-    judged,
-    leave_one_out,
-    log_losses,
-    regret_curve,
-    smoothed,
-    static_regression,
-)
+from agents.training import calibration, tuning_curves
+from agents.training.calibration import leave_one_out
 from agents.training.curve_facts import facts_of
 from agents.training.curve_records import read_records
+from agents.training.regression import facts_known, range_regression, range_tests, static_regression
+from agents.training.tuning_curves import calibrate, judged, learnable, log_losses, regret_curve, smoothed
 from envs.pool import PoolConfig, draw_task
 from envs.training_run import TrainingRun
 from gns import layer_graph
@@ -72,9 +65,9 @@ def test_momentum_counts_by_the_effective_rate_and_fine_tuning_by_a_factor():
     found = calibrate(some + tuned)["rex"]
     assert found["sgd"] == rates["sgd"]
     assert found["fine-tuning"]["rate"] == pytest.approx(0.1, rel=0.15)
-    start = calibration.starting_rate(facts("sgdm", 0.8, fine_tuning=True), found)
+    start = tuning_curves.starting_rate(facts("sgdm", 0.8, fine_tuning=True), found)
     assert start == pytest.approx(0.01 * 0.2, rel=0.2)
-    assert calibration.starting_rate(facts("adamw"), {}) == calibration.FIRST_GUESS["adam"]
+    assert tuning_curves.starting_rate(facts("adamw"), {}) == tuning_curves.FIRST_GUESS["adam"]
 
 
 def test_intervals_hold_the_rate_and_come_with_resamples_only():
@@ -161,12 +154,16 @@ def test_shipped_rates_are_sensible_and_know_momentum_and_fine_tuning():
 def test_shipped_rates_are_those_of_the_curves_that_are_kept():
     records = list(read_records(Path(__file__).parents[1] / "data" / "curves.jsonl.xz"))
     found, shipped = calibrate(records), calibrated.calibration()
-    assert shipped["tasks"] == len(calibration.learnable(records)) > 60
+    assert shipped["tasks"] == len(learnable(records)) > 60
     for profile, rates in shipped["profiles"].items():
         assert {kind: one["rate"] for kind, one in rates.items()} == {
             kind: one["rate"] for kind, one in found[profile].items()
         }
         assert all(one["low"] <= one["rate"] <= one["high"] for one in rates.values())
+    seen = [record for record in learnable(records) if "rex" in record["profiles"]]
+    assert shipped["static"] == static_regression(seen)
+    ranged = range_regression(seen, range_tests(records))
+    assert {name: value for name, value in shipped["range"].items() if name != "spread"} == ranged
 
 
 def test_what_has_no_calibrated_rate_is_named():

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gns import GNSPolicy, NetworkConfig, PolicyConfig, PolicyFormatError
 from gns.policy.files import MAX_CONFIG_BYTES, MAX_DEPTH, parse_json
-from gns.scheduler import policy_source
 from gns.scheduler.policy_source import frozen_policy
 from gns.tools.inspect_policy import inspect_policy
 
@@ -381,10 +380,3 @@ def test_that_the_hub_is_asked_is_said_first(folder, monkeypatch, caplog):
     with pytest.raises(PolicyFormatError, match="ZeroDivisionError"):
         GNSPolicy.from_pretrained("somebody/policy", revision="v1")
     assert "Hub for policy somebody/policy, revision v1" in caplog.text
-
-
-def test_the_bundled_policy_is_told_of_once_a_process(caplog):
-    policy_source._tell_of_bundled.cache_clear()
-    for _ in range(3):
-        frozen_policy(None)
-    assert caplog.text.count("The bundled policy decides") == 1

@@ -9,8 +9,6 @@ import pytest
 import torch
 from scheduler_loop import lively_policy
 
-from gns.scheduler import policy_source
-
 matplotlib.use("Agg")
 
 
@@ -38,11 +36,10 @@ def test_the_example_runs_and_prints_every_decision(root, tmp_path, monkeypatch,
     assert re.fullmatch(r"accuracy [01]\.\d{3}", lines[-1])
 
 
-def test_the_example_needs_no_argument_for_the_bundled_policy_decides_then(root, tmp_path, monkeypatch, capsys, caplog):
+def test_the_example_needs_no_argument_for_the_prior_decides_then(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    policy_source._tell_of_bundled.cache_clear()  # it is told once a process
     lines = run_example(root, monkeypatch, capsys)
-    assert len(lines) == 1 + 20 and "bundled policy decides" in caplog.text
+    assert len(lines) == 1 + 20
     assert float(lines[-1].removeprefix("accuracy ")) > 0.9
 
 

@@ -55,15 +55,6 @@ def test_rates_and_bounds_outside_their_domain_are_refused(settings, message):
             make(lively_policy(), **settings)
 
 
-def test_no_policy_is_refused_until_one_is_bundled_and_then_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler_policy, "BUNDLED", tmp_path / "pretrained")
-    with pytest.raises(PolicyFormatError, match="Pass policy="):
-        make()
-    policy = lively_policy()
-    policy.save_pretrained(tmp_path / "pretrained")
-    assert scheduler_policy.fingerprint(make().policy) == scheduler_policy.fingerprint(policy)
-
-
 @pytest.mark.parametrize("policy", [3, "", b"folder", {}, torch.nn.Linear(1, 1)])
 def test_what_is_no_policy_is_refused(policy):
     with pytest.raises(InvalidSettingError, match="expected a folder, a Hub id or a GNSPolicy"):

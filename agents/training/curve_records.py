@@ -16,7 +16,7 @@ from agents.runtime.settings import build
 from envs.pool import PoolConfig
 from gns.errors import InvalidSettingError
 
-TUNING, BRANCH, FAILED, RECIPE = "tuning", "branch", "failed", "recipe"
+TUNING, BRANCH, RANGE, FAILED, RECIPE = "tuning", "branch", "range", "failed", "recipe"
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

@@ -27,10 +27,10 @@ import torch
 import yaml
 
 from agents.training import curve_facts
-from agents.training.calibration import LEARNS_BELOW, calibrate, judged, starting_rate
 from agents.training.curve_records import (
     BRANCH,
     FAILED,
+    RANGE,
     RECIPE,
     TUNING,
     Records,
@@ -39,6 +39,7 @@ from agents.training.curve_records import (
     recipe_of,
     rounded,
 )
+from agents.training.tuning_curves import LEARNS_BELOW, calibrate, judged, starting_rate
 from envs import EnvConfig
 from envs.batched.branches import Ends, begin_all, branch, rates_to_the_end, train_to_the_end
 from envs.batched.env import BatchedEnv
@@ -46,8 +47,10 @@ from envs.batched.runs import BatchedRuns
 from envs.pool import PoolConfig, draw_task
 from envs.pool import data as pool_data
 from envs.tasks import Task
+from envs.training_run import TrainingRun
 from gns import DecisionConfig, GuardConfig
 from gns.errors import GNSError, StateError
+from gns.tools.find_rate import EFFECTIVE, UPDATES, kind_and_share
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ RATES, BEYOND = 13, 6  # rates of a tuning curve; rates added where its best one
 FACTORS = tuple(10.0 ** (quarter / 4.0) for quarter in range(-4, 5))
 DECISIONS, BRANCHED_AT = 20, (1, 2, 4, 7, 10, 14)  # of a run; decisions that are branched, about 5 to 70 % of it
 BASE = 10.0  # what an action of 1 multiplies the rate by
+TESTED = (11, 12)  # seeds of range tests
 TRUNKS = 3  # runs of a task that are branched
 _TRUNK_PROFILES = {"rex": 0.6, "cosine": 0.3, "linear": 0.1}
 PROBED = slice(0, RATES, 3)  # rates of one run each that tell whether the whole curve is worth its cost
@@ -267,6 +271,36 @@ def _curve(ends: Ends) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------------- range tests
+
+
+def range_test_of(task: Task) -> dict[str, Any]:
+    """Return the losses of a range test of several seeds, see :mod:`gns.tools.find_rate`; null where they are lost."""
+    run = TrainingRun(task, task.optimizer, 1e-3, seed=0)
+    kind, share = kind_and_share(run.optimizer)
+    runs, everyone = BatchedRuns(task, task.optimizer, len(TESTED)), torch.ones(len(TESTED), dtype=torch.bool)
+    begin_all(runs, TESTED)
+    losses = []
+    for rate in np.geomspace(*EFFECTIVE[kind], UPDATES) * share:
+        losses.append(runs.losses[runs.rows].numpy().copy())
+        runs.apply_updates(torch.full((len(TESTED),), float(rate), dtype=torch.float64), everyone)
+        runs.compute_gradients(everyone)
+    losses.append(runs.losses[runs.rows].numpy().copy())
+    return {"seeds": list(TESTED), "losses": rounded(np.array(losses).T, 4)}
+
+
+def add_range_tests(records: Records) -> None:
+    """Add range tests of the tasks that have tuning curves and none of these."""
+    pools = {record["recipe"]: pool_of(record["pool"]) for record in records.all if record["kind"] == RECIPE}
+    done = {(record["recipe"], record["number"]) for record in records.all if record["kind"] == RANGE}
+    for record in [record for record in records.all if record["kind"] == TUNING and judged(record) == ""]:
+        recipe, number = record["recipe"], record["number"]
+        if (recipe, number) not in done:
+            task = draw_task(pools[recipe], number)
+            records.add([{"kind": RANGE, "recipe": recipe, "number": number, "task": task.name, **range_test_of(task)}])
+            pool_data.load.cache_clear()
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -329,7 +363,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first task")
     parser.add_argument("--until", type=int, default=10_000, help="number of the task to stop before")
     parser.add_argument("--pack", type=Path, help="collect nothing, and write what is there to this .xz file")
+    parser.add_argument("--range-tests", action="store_true", help="add range tests of the tasks that have curves")
     given = parser.parse_args(arguments)
+    if given.range_tests:
+        add_range_tests(Records(given.out / "curves.jsonl"))
+        return
     if given.pack:
         pack(Records(given.out / "curves.jsonl").all, given.pack)
         return

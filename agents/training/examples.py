@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.training.calibration import GRID, effective, learnable, prior_rate, regret_curve, smoothed
 from agents.training.curve_records import BRANCH, RECIPE, TUNING, pool_of
 from agents.training.curves import DECISIONS, FACTORS, begin_trunk, replays
+from agents.training.regression import prior_rate
+from agents.training.tuning_curves import GRID, effective, learnable, regret_curve, smoothed
 from envs.batched.env import BatchedEnv
 from envs.padding import unpad
 from envs.pool import PoolConfig, draw_task

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.training.calibration import ratio_with_interval
 from agents.training.curve_records import TUNING, read_records
 from agents.training.curves import BASE, DECISIONS
 from agents.training.examples import PROFILE, REACH, Example, examples_of
+from agents.training.tuning_curves import ratio_with_interval
 from gns import DecisionConfig, GNSPolicy, NetworkConfig, PolicyConfig
 from gns.errors import InvalidSettingError
 from gns.features.statistics import OPTIMIZER_KINDS

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from gns.graph.autograd_walk import walk_back
 from gns.graph.layer_graph import LayerGraph, layer_graph, tensors_in, unwrap
 from gns.scheduler.closures import closure_of, updating
-from gns.scheduler.tracers import opaque
+from gns.scheduler.opaque import opaque
 
 if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler

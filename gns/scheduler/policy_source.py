@@ -1,12 +1,10 @@
-"""The policy that a scheduler asks: the bundled one, a folder, a Hub id, or one in memory."""
+"""The policy that a scheduler asks: the prior, a folder, a Hub id, or one in memory."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import logging
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,32 +12,25 @@ import torch
 
 from gns.errors import InvalidSettingError, PolicyFormatError
 from gns.features.schemas import get_schema
-from gns.policy.finding import CONFIG_FILE
+from gns.policy.finding import PRIOR
 
 if TYPE_CHECKING:
     from gns.policy.artefact import GNSPolicy
 
-_logger = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parents[1] / "pretrained"
 
 
 def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
     """Return a policy of its own, on the CPU and frozen. The random numbers of the caller stay as they are.
 
-    :param policy: folder or Hub id, a policy (which is copied), or None for the bundled one
+    :param policy: folder or Hub id, a policy (which is copied), or None for the prior, see :mod:`gns.policy.prior`
     :raises PolicyFormatError: if there is no such policy, it is damaged, or its features need validation
     :raises InvalidSettingError: if it is none of these kinds
     """
     from gns.policy.artefact import GNSPolicy  # with the Hub's client, which takes a fifth of a second to import
 
     if policy is None:
-        if not (BUNDLED / CONFIG_FILE).is_file():
-            raise PolicyFormatError(
-                "No policy was given, and this version of gns bundles none. Pass policy=, the folder or Hub id of a "
-                "trained policy (train_agent.py writes such a folder)."
-            )
-        policy = BUNDLED
-        _tell_of_bundled()
+        policy = PRIOR
     if isinstance(policy, GNSPolicy):
         found = copy.deepcopy(policy)
     elif isinstance(policy, str | Path) and str(policy):
@@ -54,12 +45,6 @@ def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
             "scheduler has no such data. Use a policy of schema 'gns-1', or evaluate.py for this one."
         )
     return found.cpu().eval().requires_grad_(False)
-
-
-@cache
-def _tell_of_bundled() -> None:
-    """Log what decides, once a process."""
-    _logger.warning("The bundled policy decides; what it was trained on, and where it fails: %s/README.md", BUNDLED)
 
 
 def fingerprint(policy: GNSPolicy) -> str:

@@ -65,7 +65,8 @@ class GNSScheduler(RunView):
     :param total_steps: number of updates T of the run; :meth:`extend` and :attr:`budget` change it later. None: not
         known. The rate then has no profile, decisions are those of a run in its first half, ever longer ones, and
         :meth:`cooldown` brings the rate down once the end is known
-    :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the bundled one
+    :param policy: folder or Hub id of a policy, or one in memory, which is copied; None: the prior, REX from
+        a default rate, see :mod:`gns.policy.prior`
     :param min_lr: lowest rate of any group; None: the policy's
     :param max_lr: highest rate of any group; None: the policy's
     :param guard: when to take the run back after a divergence; None: never; ``auto``: as ``GuardConfig()`` says, unless

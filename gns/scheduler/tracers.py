@@ -5,31 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from gns.graph.layer_graph import unwrap
+from gns.scheduler.opaque import opaque
 
 if TYPE_CHECKING:
     from gns.scheduler.scheduler import GNSScheduler
 
 _PREPARE = "__prepare_scriptable__"  # torch.jit.script calls what a module has by this name, and scripts the answer
-
-
-def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that a compiled function calls, as it calls one that ``torch.compiler.disable`` wraps.
-
-    Called by no compiled function it costs next to nothing more, where that wrapper takes a few microseconds.
-    """
-    disabled = torch.compiler.disable(function)
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return disabled(*args, **kwargs) if torch.compiler.is_dynamo_compiling() else function(*args, **kwargs)
-
-    return called
 
 
 class OutputHook:

@@ -14,7 +14,7 @@ from gns.errors import InvalidSettingError, UnknownNameError, needing, require_p
 from gns.features.moments import group_of_each, optimizer_kind
 from gns.graph.layer_graph import LayerGraph
 from gns.policy.artefact import GNSPolicy
-from gns.scheduler.policy_source import BUNDLED
+from gns.policy.finding import PRIOR
 from gns.tools.console import print_line, print_table
 from gns.tools.drawing import dpi_within_budget
 from gns.tools.inspect_policy import decision_rule
@@ -107,12 +107,12 @@ def describe_decisions(budget: int, policy: str | None) -> tuple[dict[str, Any],
     """Describe when rates would be decided over a budget.
 
     :param budget: number of updates T
-    :param policy: folder or Hub id; ``None``: the bundled policy
+    :param policy: folder or Hub id; ``None``: the prior
     :return: plain JSON values, and the settings
     :raises InvalidSettingError: if the budget is no positive whole number, or smaller than the number of decisions
     :raises PolicyFormatError: if the policy cannot be used
     """
-    loaded = GNSPolicy.from_pretrained(BUNDLED if policy is None else policy).config
+    loaded = GNSPolicy.from_pretrained(PRIOR if policy is None else policy).config
     config = loaded.decision
     interval = config.interval(budget)
     count = math.ceil(budget / interval)
@@ -276,7 +276,7 @@ def _print_decisions(decisions: dict[str, Any]) -> None:
     due = [str(k * interval) for k in range(min(count, 3))]
     due += ["..."] * (count > 4) + [str((count - 1) * interval)] * (count > 3)
     rows = [
-        ("policy", decisions["policy"] or "none given: the bundled one"),
+        ("policy", decisions["policy"] or "none given: the prior"),
         ("budget", f"{budget:,} updates"),
         ("decisions", f"{count:,}, before updates {', '.join(due)} (the first is 0)"),
         ("interval", f"{interval:,} updates; the last one {decisions['last_interval']:,}"),
