@@ -1,4 +1,4 @@
-"""What comes with the package: the prior, which decides where no policy is given, and a learned policy, frank about itself."""
+"""What comes with the package: the prior, which decides where no policy is given, and a learned policy."""
 
 import logging
 
