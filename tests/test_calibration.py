@@ -106,7 +106,7 @@ def test_smoothing_keeps_the_cliff_and_takes_out_noise():
 def test_regrets_are_bounded_and_smallest_at_the_best_rate():
     curve = regret_curve(record(1e-2, cliff=0.1), "rex")
     assert curve.max() == 2.0 and 0.0 <= curve.min() < 0.03
-    assert calibration.GRID[np.argmin(curve)] == pytest.approx(-2.0, abs=0.05)
+    assert tuning_curves.GRID[np.argmin(curve)] == pytest.approx(-2.0, abs=0.05)
     lost = record(1e-2, cliff=0.1)
     assert np.isinf(log_losses(lost, "cosine")[:, -1]).all()
 

@@ -96,7 +96,7 @@ def test_percentages_of_a_full_run_give_the_shares_of_the_rex_paper(here, compos
 def test_an_evaluation_that_is_repeated_or_extended_trains_nothing_twice(here, compose, monkeypatch):
     trained, real = [], sweep.run_job
     monkeypatch.setattr(sweep, "run_job", lambda job: (trained.append(job.controller.name), real(job))[1])
-    small = [*SWEEP, "optimizers=[adam]", "budget_percents=[5,100]"]
+    small = [*SWEEP, "optimizers=[adam]", "budget_percents=[5,100]", "together=false"]
     first = evaluate.run(compose("evaluate", *small))
     assert len(trained) == len(first.runs) > 0
     files = ("results.csv", "table.md", "shares.csv", "shares.md")

@@ -92,16 +92,24 @@ def test_an_optimizer_that_was_never_calibrated_keeps_its_rate_and_that_is_said(
 
 def test_the_initial_rate_may_be_trusted():
     model = net()
-    policy = prior_policy()
-    trusting = DecisionConfig(mode="prior", trust_initial_rate=True)
-    object.__setattr__(policy.config, "decision", trusting)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
-    scheduler = GNSScheduler(optimizer, model, UPDATES, policy=policy)
-    loss = model(torch.randn(4, 4)).square().mean()
-    loss.backward()
-    optimizer.step()
-    scheduler.step(loss.detach())
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
+    found = [rate for (rate,) in rates_of(optimizer, model, trust_initial_rate=True)]
+    assert found == pytest.approx([3e-4 * REX(t / UPDATES) for t in range(UPDATES)], rel=1e-6)
+
+
+def test_a_run_that_trusted_its_initial_rate_is_resumed():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    scheduler = GNSScheduler(optimizer, model, UPDATES, trust_initial_rate=True)
+    for _ in range(5):
+        loss = model(torch.randn(4, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss.detach())
+    again = GNSScheduler(torch.optim.Adam(model.parameters(), lr=3e-4), model, UPDATES, trust_initial_rate=True)
+    again.load_state_dict(scheduler.state_dict())
+    assert again.decision == scheduler.decision and again.get_last_lr() == scheduler.get_last_lr()
 
 
 def test_an_environment_alone_and_environments_together_begin_at_the_default():

@@ -187,7 +187,7 @@ def report(examples: Sequence[Example], actions: np.ndarray) -> list[str]:
         prior = regrets(seen, np.zeros(len(seen)))
         best = np.array([(one.level + REACH[np.argmin(one.costs)]) / np.log10(BASE) for one in seen])
         ways = {"best of nine": best, "present level": np.array([one.level for one in seen]) / np.log10(BASE)}
-        ways |= {"prior": np.zeros(len(seen)), "half of the action": chosen / 2, "action": chosen}
+        ways |= {"the prior": np.zeros(len(seen)), "half of the action": chosen / 2, "action": chosen}
         for way, its in ways.items():
             cost = regrets(seen, its)
             numbers = [*ratio_with_interval(cost), *ratio_with_interval(cost - prior)]

@@ -99,11 +99,12 @@ def range_tests(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], n
 
     :param records: of all kinds
     """
-    facts = {(one["recipe"], one["number"]): one["facts"] for one in records if one["kind"] == TUNING}
-    found = {}
-    for record in records:
-        key = (record["recipe"], record.get("number", -1))
-        if record["kind"] == RANGE and key in facts:
+    tested = [record for record in records if record["kind"] == RANGE]
+    tuned = [record for record in records if record["kind"] == TUNING] if tested else []
+    facts, found = {(one["recipe"], one["number"]): one["facts"] for one in tuned}, {}
+    for record in tested:
+        key = (record["recipe"], record["number"])
+        if key in facts:
             kind = kind_of(facts[key])
             rates = np.geomspace(*EFFECTIVE[kind], UPDATES)
             tests = np.array([[math.inf if loss is None else loss for loss in line] for line in record["losses"]])

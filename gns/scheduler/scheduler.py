@@ -80,6 +80,8 @@ class GNSScheduler(RunView):
         and decision. Changes no rate
     :param warmup_steps: number of updates, the first of T, over which the rate climbs linearly to what the policy
         decided on first; it decides again after them
+    :param trust_initial_rate: of a policy that begins at a default rate, as the prior does: begin at the optimizer's
+        rates instead, such as those that :func:`gns.find_rate` advised
     :raises InvalidSettingError: on a value outside its domain; if the optimizer holds another whose rates it does not
         share
     :raises LayerGraphError: if the optimizer holds none of the model's trainable parameters
@@ -100,12 +102,15 @@ class GNSScheduler(RunView):
         process_group: ProcessGroup | Literal[False] | None = None,
         record_layers: bool = False,
         warmup_steps: int = 0,
+        trust_initial_rate: bool = False,
     ) -> None:
         require_kinds(optimizer, model)
         require_group(process_group)
         policy = frozen_policy(policy)
         bounds = {name: plain(rate) for name, rate in (("min_lr", min_lr), ("max_lr", max_lr)) if rate is not None}
         decision = replace(policy.config.decision, **bounds)
+        if trust_initial_rate:
+            decision = replace(decision, trust_initial_rate=True)
         budget, phases = planned(total_steps, warmup_steps, decision)
         decision = few_enough(decision, budget)
         updating(optimizer)

@@ -78,7 +78,9 @@ def require_sound(state: Mapping[str, Any], own: DecisionConfig) -> None:
 def _check(state: Mapping[str, Any], own: DecisionConfig) -> None:
     budget = _whole(state["budget"], "budget", 1, LONGEST)
     decision = DecisionConfig(**state["decision"])
-    if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr) != few_enough(own, budget):
+    if replace(decision, min_lr=own.min_lr, max_lr=own.max_lr, trust_initial_rate=own.trust_initial_rate) != few_enough(
+        own, budget
+    ):
         raise ValueError("its decisions are not the policy's")
     interval = decision.interval(budget)
     checked_phases(state.get("phases", {}))
