@@ -147,16 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if len(regrets):
                 print(f"{profile} {way}: %.3f [%.3f, %.3f] over {len(regrets)} tasks" % ratio_with_interval(regrets))
     tests, rex = range_tests(records), [record for record in teaching if "rex" in record["profiles"]]
-    found: dict[str, Any] = {}
+    ranged: dict[str, Any] = {}
     if tests:
         regrets, spread = _cost_of_range_tests(rex, tests)
         print(f"rex finder: %.3f [%.3f, %.3f] over {len(regrets)} tasks" % ratio_with_interval(regrets))
-        found = {"range": range_regression(rex, tests) | {"spread": round(spread, 3)}}
+        ranged = {"range": range_regression(rex, tests) | {"spread": round(spread, 3)}}
     if given.write:
         pools = [record["pool"] for record in records if record["kind"] == RECIPE]
         whole = {name: rates for name, rates in profiles.items() if {*FIRST_GUESS, "fine-tuning"} <= set(rates)}
         static = static_regression(rex)
-        known = {"date": given.date, "tasks": len(teaching), "profiles": whole, "static": static, **found}
+        known = {"date": given.date, "tasks": len(teaching), "profiles": whole, "static": static, **ranged}
         known["pools"] = pools
         given.write.write_text(json.dumps(known, indent=1) + "\n")
 
