@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gns import GNSPolicy, GNSScheduler
+from gns import GNSPolicy, GNSScheduler, PolicyFormatError
 from gns.policy.finding import PRIOR_FOLDER
 from gns.scheduler.policy_source import BUNDLED, fingerprint
 from gns.tools.command_line import main
@@ -57,6 +57,15 @@ def test_a_rate_far_too_low_is_left(policy, caplog):
 
 def test_where_no_policy_is_given_the_prior_decides():
     assert fingerprint(train(None).policy) == fingerprint(GNSPolicy.from_pretrained("prior"))
+
+
+def test_both_go_by_a_name_that_no_folder_takes_from_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "learned").mkdir()
+    for name, folder in (("prior", PRIOR_FOLDER), ("learned", BUNDLED)):
+        assert fingerprint(GNSPolicy.from_pretrained(name)) == fingerprint(GNSPolicy.from_pretrained(folder))
+    with pytest.raises(PolicyFormatError, match=r"has no config.json"):
+        GNSPolicy.from_pretrained("./learned")
 
 
 def test_a_plan_without_a_policy_is_the_priors(capsys):

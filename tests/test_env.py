@@ -428,7 +428,7 @@ def test_the_papers_reward_is_the_gain_of_the_squared_metric(threshold):
         ({"tsak": "digits_mlp"}, UnknownNameError, "reset option 'tsak'.*Did you mean 'task'"),
         ({"task": "digits_mpl"}, UnknownNameError, "task of this environment 'digits_mpl'.*Did you mean 'digits_mlp'"),
         ({"task": "mnist1d_mlp"}, UnknownNameError, "task of this environment 'mnist1d_mlp'"),
-        ({"optimizer": "lion"}, UnknownNameError, "optimizer.*'lion'; expected one of: adam, adamw, sgd, sgdm"),
+        ({"optimizer": "lion"}, UnknownNameError, "optimizer.*'lion'; expected one of: adam, adamw, nadamw, sgd, sgdm"),
         ({"budget": 4}, InvalidSettingError, "budget of 4 updates is smaller than num_decisions = 5"),
         ({"budget": 0}, InvalidSettingError, "budget is 0"),
         ({"budget": -5}, InvalidSettingError, "budget is -5"),

@@ -14,6 +14,7 @@ from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_FILE_BYTES, CARD_FILE: MAX_CONFIG_BYTES}
 PRIOR, PRIOR_FOLDER = "prior", Path(__file__).parents[1] / "prior"
+_NAMED = {PRIOR: PRIOR_FOLDER, "learned": Path(__file__).parents[1] / "pretrained"}
 _RESULTS = "outputs"  # the folder of results, see train_agent.py: never a user of the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _logger = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ def find_policy(source: str | Path, card: bool = False, **wanted: Any) -> dict[s
 
     A Hub id has the form ``user/name``, and is text. What is a folder here is never looked for on the Hub, and no more
     is a missing one whose first part is a folder here, or ``outputs``: a slip of the keyboard must not fetch a
-    stranger's policy. That the Hub is asked is logged as a warning. The text ``prior`` is the prior that comes with
-    this package, see :mod:`gns.policy.prior`; a folder of that name is ``./prior``.
+    stranger's policy. That the Hub is asked is logged as a warning. The texts ``prior`` and ``learned`` are the
+    policies that come with this package, see :mod:`gns.policy.prior`; a folder of such a name is ``./prior``.
 
     :param source: folder or Hub id
     :param card: find its model card too, if there is one
@@ -33,8 +34,7 @@ def find_policy(source: str | Path, card: bool = False, **wanted: Any) -> dict[s
     :raises PolicyFormatError: if there is none, or a file is missing, or too large for a policy
     """
     names = [CONFIG_FILE, WEIGHTS_FILE, *([CARD_FILE] if card else [])]
-    if source == PRIOR:
-        source = PRIOR_FOLDER
+    source = _NAMED.get(str(source), source) if isinstance(source, str) else source
     if os.path.isdir(source):
         return {name: _in_folder(Path(source), name) for name in names if name != CARD_FILE or _is_file(source, name)}
     if os.path.isfile(source):  # False where a name is too long for one
