@@ -126,7 +126,7 @@ def test_a_summed_loss_does_not_end_in_nan_where_no_guard_is_named(rate, updates
     torch.manual_seed(3)
     data, model = torch.randn(512, 20), Autoencoder()
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    scheduler = GNSScheduler(optimizer, model, total_steps=updates)
+    scheduler = GNSScheduler(optimizer, model, total_steps=updates, policy="learned")
     with caplog.at_level(logging.ERROR, "gns"):
         for number in range(updates):
             loss = model(data[torch.randint(512, (128,))])
@@ -139,6 +139,22 @@ def test_a_summed_loss_does_not_end_in_nan_where_no_guard_is_named(rate, updates
     assert scheduler.guard == GuardConfig() and scheduler.rollbacks >= 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert math.isfinite(end := model(data[:128]).item()) and end < GuardConfig().loss_multiple * start
+
+
+def test_the_prior_takes_a_summed_loss_without_a_rollback():
+    torch.manual_seed(3)
+    data, model = torch.randn(512, 20), Autoencoder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    scheduler = GNSScheduler(optimizer, model, total_steps=200)
+    with torch.no_grad():
+        start = model(data).item()
+    for _ in range(200):
+        loss = model(data[torch.randint(512, (128,))])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    assert scheduler.rollbacks == 0 and model(data).item() < start
 
 
 def test_a_model_whose_snapshot_is_large_has_no_guard_but_one_that_is_asked_for(monkeypatch, caplog):
