@@ -187,3 +187,9 @@ def test_names_of_gns_are_those_that_type_checkers_are_told():
 def test_only_an_integration_imports_a_framework(framework):
     found = [name for name, path in modules("gns").items() if reaches(imports_of(name, path), framework)]
     assert all(name.startswith("gns.integrations.") for name in found)
+
+
+def test_a_room_gives_what_it_gave_when_it_is_asked(tmp_path):
+    loaded = loaded_after("import sys\nimport gns.policy\nassert 'torch' not in sys.modules", tmp_path)
+    assert "torch" not in loaded
+    loaded_after("from gns.policy import GNSPolicy\nimport gns\nassert GNSPolicy is gns.GNSPolicy", tmp_path)
