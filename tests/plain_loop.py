@@ -27,6 +27,9 @@ def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float) -> 
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, fused=True)
+    if name == "nadamw":
+        decoupled = {"weight_decay": 0.01, "decoupled_weight_decay": True}
+        return torch.optim.NAdam(parameters, lr=lr, **decoupled, foreach=True)
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True)
 
 

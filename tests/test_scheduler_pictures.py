@@ -288,7 +288,7 @@ def test_a_history_is_read_back_as_it_was(run, tmp_path):
         ({"budget": 2}, "smaller than num_decisions"),
         ({"decision": {"mode": "x"}}, "action mode 'x'"),
         ({"initial_lrs": ["a"]}, "initial rate is 'a'"),
-        ({"initial_lrs": [1e9]}, "expected one within"),
+        ({"initial_lrs": [1e30]}, "expected one within"),
         ({"layers": [[0, [[0.0]]]]}, "have shape"),
         ({"layers": [[99, [[0.0] * 7] * 3]]}, "record 99"),
         ({"records": {"learning_rate": -1.0}}, "learning_rate is -1.0"),

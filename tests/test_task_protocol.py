@@ -557,7 +557,7 @@ def test_small_gradients_are_left_alone_to_the_last_bit():
 
 @every_optimizer
 def test_a_clipped_run_is_a_plain_loop_that_clips(optimizer):
-    task, rate = small_task(), {"sgd": 0.1, "sgdm": 0.05, "adam": 1e-3, "adamw": 1e-3}[optimizer]
+    task, rate = small_task(), {"sgd": 0.1, "sgdm": 0.05}.get(optimizer, 1e-3)
     run = TrainingRun(replace(task, clip_norm=0.3), optimizer, rate, seed=6)
     for _ in range(20):
         run.compute_gradient()
@@ -624,7 +624,9 @@ def test_groups_and_their_settings_reach_the_optimizer(optimizer):
     run = TrainingRun(small_task(parameter_groups=two_groups), optimizer, 0.02, seed=0)
     first, second = run.optimizer.param_groups
     assert (first["lr"], second["lr"]) == (0.02, 2e-3)
-    assert first["weight_decay"] == (0.01 if optimizer == "adamw" else 0.0) and second["weight_decay"] == 0.5
+    assert (
+        first["weight_decay"] == (0.01 if optimizer in ("adamw", "nadamw") else 0.0) and second["weight_decay"] == 0.5
+    )
     assert [parameter.ndim for parameter in first["params"]] == [2, 2]
     assert [parameter.ndim for parameter in second["params"]] == [1, 1]
 
