@@ -72,6 +72,7 @@ def run() -> Run:
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close("all")  # what tests of other files left open
     yield
     assert len(plt.get_fignums()) <= 1  # a picture that goes to a file leaves none open
     plt.close("all")

@@ -110,7 +110,7 @@ def test_the_bundled_policy_decides_on_a_recurrent_net_as_if_its_layers_were_lin
         graph = layer_graph(model, F.cross_entropy(head(layer(inputs)[0][:, -1]), targets))
         assert graph.types == ("recurrent", "linear")
         graph = replace(graph, types=("linear", "linear")) if relabelled else graph
-        scheduler = GNSScheduler(optimizer, model, total_steps=40, graph=graph)
+        scheduler = GNSScheduler(optimizer, model, total_steps=40, policy="learned", graph=graph)
         for _ in range(40):
             loss = F.cross_entropy(head(layer(inputs)[0][:, -1]), targets)
             optimizer.zero_grad()

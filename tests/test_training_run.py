@@ -227,7 +227,7 @@ def test_evaluation_puts_back_the_mode_of_every_module():
 
 def test_unknown_optimizer_is_named_with_the_known_ones():
     with pytest.raises(
-        UnknownNameError, match=r"Unknown optimizer 'adamv'.*adam, adamw, sgd, sgdm.*Did you mean 'adamw?'"
+        UnknownNameError, match=r"Unknown optimizer 'adamv'.*adam, adamw, nadamw, sgd, sgdm.*Did you mean 'adamw?'"
     ):
         TrainingRun(small_task(), "adamv", 1e-3, seed=0)
 

@@ -34,14 +34,15 @@ def _parts() -> list[Split]:
     counted = sorted(Counter(text[:first]).items(), key=lambda item: (-item[1], item[0]))
     numbers = {character: number + 1 for number, (character, _) in enumerate(counted[: CHARACTERS - 1])}
     splits: list[Split] = []
-    seen: set[tuple[int, ...]] = set()
+    seen: set[str] = set()  # all that earlier splits have, wherever it begins
     for part in (text[:first], text[first:second], text[second:]):
         found = torch.tensor([numbers.get(character, 0) for character in part])
         count = (len(found) - 1) // LENGTH
         inputs, targets = (found[begin : begin + count * LENGTH].view(count, -1) for begin in (0, 1))
-        rows = {example: row for row, example in enumerate(map(tuple, inputs.tolist())) if example not in seen}
-        seen |= rows.keys()
-        new = list(rows.values())
+        written = "".join(map(chr, found.tolist()))
+        windows = {written[row * LENGTH : (row + 1) * LENGTH]: row for row in reversed(range(count))}
+        new = sorted(row for window, row in windows.items() if window not in seen)
+        seen |= {written[begin : begin + LENGTH] for begin in range(len(written) - LENGTH + 1)}
         splits.append(Split(inputs[new].int(), targets[new]))
     return splits
 
