@@ -70,8 +70,8 @@ class RateAdvice:
         axes.axvline(self.rate, color="tab:blue", label=f"advice {self.rate:.2g}")
         axes.axvline(self.prior, color="tab:green", linestyle=":", label=f"without the test {self.prior:.2g}")
         axes.axvline(self.edge, color="tab:red", linestyle="--", label=f"edge {self.edge:.2g}")
-        start = float(np.median(self.losses[:_START]))
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(None, 2.0 * start))
+        start, least = float(np.median(self.losses[:_START])), float(self.losses[np.isfinite(self.losses)].min())
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(least - 0.1 * start, 1.8 * start))
         axes.legend(fontsize="small")
         if path is not None:
             figure.savefig(path, dpi=120)
