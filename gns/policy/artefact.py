@@ -207,9 +207,9 @@ class GNSPolicy(
                 raise
             raise PolicyFormatError(f"{config_file} is not valid JSON ({error}); expected a GNS policy's.") from error
         config = PolicyConfig.from_dict(data)
-        weights = _load_weights(weights_file, config)
-        policy = cls(config)
-        policy.load_state_dict(weights)
+        with torch.device("meta"):  # shapes alone, and no random numbers, until the file is known to be of these
+            policy = cls(config)
+        policy.load_state_dict(_load_weights(weights_file, policy), assign=True)
         bad = [name for name, value in policy.state_dict().items() if not (value.abs() <= _LARGEST_WEIGHT).all()]
         if bad:
             raise PolicyFormatError(
@@ -225,16 +225,15 @@ class GNSPolicy(
         return data
 
 
-def _load_weights(path: Path, config: PolicyConfig) -> dict[str, Tensor]:
+def _load_weights(path: Path, policy: GNSPolicy) -> dict[str, Tensor]:
     """Return the weights of a policy, once the file's header is known to name just these."""
     from safetensors.torch import load
 
     content = read_bounded(path, MAX_FILE_BYTES)
-    with torch.device("meta"):  # shapes alone, and no random numbers
-        shapes = {name: tuple(value.shape) for name, value in GNSPolicy(config).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
     try:
         check_weights(content, shapes)
-        return load(content)
+        return {name: value.float().clone() for name, value in load(content).items()}
     except Exception as error:  # safetensors raises several kinds for a damaged file
         raise PolicyFormatError(
             f"{path} holds no weights for this policy ({type(error).__name__}: {error}). Expected an undamaged "
