@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gns import GNSPolicy, GNSScheduler, PolicyFormatError
-from gns.policy.finding import PRIOR_FOLDER
-from gns.scheduler.policy_source import BUNDLED, fingerprint
+from gns.policy.finding import BUNDLED, PRIOR_FOLDER
+from gns.scheduler.policy_source import fingerprint
 from gns.tools.command_line import main
 
 FILES = ["config.json", "model.safetensors", "README.md"]

@@ -13,8 +13,8 @@ from torch_geometric.nn import GCNConv
 import gns.policy.convolution
 from gns import GNSPolicy, NetworkConfig
 from gns.policy.convolution import MessageCache, convolve, normalise
+from gns.policy.finding import BUNDLED
 from gns.policy.network import GNSNetwork, GraphBatch
-from gns.scheduler.policy_source import BUNDLED
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])

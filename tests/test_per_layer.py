@@ -30,8 +30,9 @@ from gns import (
 )
 from gns.deciding.rate_control import RateControl
 from gns.features.statistics import SUM_U2
+from gns.policy.finding import BUNDLED
 from gns.policy.network import GNSNetwork, batch_observations, network_for
-from gns.scheduler.policy_source import BUNDLED, fingerprint
+from gns.scheduler.policy_source import fingerprint
 
 T = 12
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgdm": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}

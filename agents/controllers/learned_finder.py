@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from agents.controllers.base import Controller, Session, new_run
+from agents.controllers.schedule import ScheduleSession
 from envs.learning_rate_env import Episode
-from envs.training_run import TrainingRun
 from gns.graph.layer_graph import layer_graph
-from gns.schedules.profiles import get_profile
+from gns.schedules.schedule import Schedule
 from gns.tools.find_rate import UPDATES, advice_of, range_test
 
 
@@ -24,13 +24,11 @@ class LearnedFinderController(Controller):
 
     def start(self, episode: Episode) -> Session:
         """Begin a training run."""
-        return _LearnedFinderSession(new_run(episode), episode.budget)
+        return _LearnedFinderSession(new_run(episode), replace(episode, learning_rate=math.nan), Schedule("rex"), False)
 
 
-class _LearnedFinderSession(Session):
-    def __init__(self, run: TrainingRun, budget: int) -> None:
-        super().__init__(run, budget)
-        self._initial, self._profile = math.nan, get_profile("rex")
+class _LearnedFinderSession(ScheduleSession):
+    """REX from a rate that is not known before the test."""
 
     def before_gradient(self) -> None:
         """Make the range test before anything else, and undo it."""
@@ -50,11 +48,6 @@ class _LearnedFinderSession(Session):
         run.load_state_dict(before)
         self.ledger.search_updates += UPDATES
         self._initial = advice_of(run.optimizer, run.model, graph, self.budget, rates, losses).rate
-
-    def before_update(self) -> None:
-        """Write the schedule's rate."""
-        self.rates.append(self._initial * self._profile(self.progress))
-        self.set_rate(self.rates[-1])
 
     def own_state(self) -> dict[str, Any]:
         """The rate that was found."""

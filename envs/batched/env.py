@@ -70,6 +70,7 @@ class BatchedEnv(CheckedVecEnv):
         run = TrainingRun(task, optimizer, _SOME_RATE, seed=0, device=config.device)
         self.graph = layer_graph(run.model, run.compute_gradient())
         self._of_defaults = config.decision, run.optimizer, run.model, self.graph
+        self._defaults: dict[int, float] = {}  # rate by budget
         self._pretrained = is_pretrained(run.model)
         nodes, edges = limits or (self.graph.num_nodes, max(self.graph.num_edges, 1))
         self._limits = nodes, edges
@@ -203,7 +204,9 @@ class BatchedEnv(CheckedVecEnv):
         """Return what keeps the rate of an episode that begins."""
         config = self.config.decision
         rate = initial_rate(episode.learning_rate, config)
-        default = default_factor(*self._of_defaults, episode.budget, [rate])
+        if episode.budget not in self._defaults:
+            self._defaults[episode.budget] = default_factor(*self._of_defaults, episode.budget, [1.0])
+        default = self._defaults[episode.budget] / rate
         return RateControl(episode.budget, config, [rate], default_factor=default)
 
     def _begin(self, rows: list[int]) -> None:

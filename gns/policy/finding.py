@@ -13,8 +13,8 @@ from gns.policy.files import MAX_CONFIG_BYTES, MAX_FILE_BYTES
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_FILE_BYTES, CARD_FILE: MAX_CONFIG_BYTES}
-PRIOR, PRIOR_FOLDER = "prior", Path(__file__).parents[1] / "prior"
-_NAMED = {PRIOR: PRIOR_FOLDER, "learned": Path(__file__).parents[1] / "pretrained"}
+PRIOR, PRIOR_FOLDER, BUNDLED = "prior", Path(__file__).parents[1] / "prior", Path(__file__).parents[1] / "pretrained"
+_NAMED = {PRIOR: PRIOR_FOLDER, "learned": BUNDLED}
 _RESULTS = "outputs"  # the folder of results, see train_agent.py: never a user of the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _logger = logging.getLogger(__name__)

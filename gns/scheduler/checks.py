@@ -10,6 +10,7 @@ from torch import nn
 from gns.errors import InvalidSettingError, LayerGraphError
 from gns.features.moments import group_of_each
 from gns.graph.layer_graph import trainable_parameters, unwrap
+from gns.scheduler.hooks import is_lightning
 
 
 def require_kinds(optimizer: Any, model: Any) -> None:
@@ -35,3 +36,20 @@ def require_that_it_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -
             f"The optimizer holds none of the trainable parameters of {type(unwrap(model)).__name__}. Expected an "
             "optimizer built on this model's parameters; pass the model that the optimizer trains."
         )
+
+
+def no_graph_known(model: nn.Module, problem: LayerGraphError | None) -> LayerGraphError:
+    """Return the error of a first update before which no layer graph could be taken.
+
+    :param problem: why the last forward pass gave none; None: there was none with a gradient
+    """
+    seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
+    if is_lightning(model):
+        seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
+    if isinstance(unwrap(model), torch.jit.RecursiveScriptModule):
+        advice = "A scripted model takes no hook"
+    return LayerGraphError(
+        f"No layer graph is known at the first update: no {seen} {type(unwrap(model)).__name__} was seen "
+        f"that has a gradient ({problem or 'none at all'}). {advice}, call "
+        "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
+    )

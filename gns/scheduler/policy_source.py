@@ -17,8 +17,6 @@ from gns.policy.finding import PRIOR
 if TYPE_CHECKING:
     from gns.policy.artefact import GNSPolicy
 
-BUNDLED = Path(__file__).parents[1] / "pretrained"
-
 
 def frozen_policy(policy: str | Path | GNSPolicy | None) -> GNSPolicy:
     """Return a policy of its own, on the CPU and frozen. The random numbers of the caller stay as they are.

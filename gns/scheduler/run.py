@@ -21,9 +21,9 @@ from gns.features.moments import group_of_each, optimizer_kind
 from gns.features.schemas import get_schema
 from gns.graph.layer_graph import LayerGraph, layer_graph, unwrap
 from gns.parallel.distributed import group_of_run, ranks_of
-from gns.scheduler.checks import require_that_it_trains
+from gns.scheduler.checks import no_graph_known, require_that_it_trains
 from gns.scheduler.history import DecisionRecord, mean_loss
-from gns.scheduler.hooks import graph_of_forward, is_lightning
+from gns.scheduler.hooks import graph_of_forward
 from gns.scheduler.lengths import few_enough
 from gns.scheduler.policy_source import fingerprint
 from gns.scheduler.state import (
@@ -205,16 +205,7 @@ class ScheduledRun:
             }
             self.graph = graph_of_first_rank(self.graph, self.model, given, group)
         if self.graph is None:
-            seen, advice = "forward pass of", "Call the model itself, make the scheduler before the first forward pass"
-            if is_lightning(self.model):
-                seen, advice = "loss of", "Make the scheduler in configure_optimizers, call self.manual_backward(loss)"
-            if isinstance(unwrap(self.model), torch.jit.RecursiveScriptModule):
-                advice = "A scripted model takes no hook"
-            raise LayerGraphError(
-                f"No layer graph is known at the first update: no {seen} {type(unwrap(self.model)).__name__} was seen "
-                f"that has a gradient ({self._graph_problem or 'none at all'}). {advice}, call "
-                "scheduler.report_loss(loss) before the first update, or pass graph=gns.layer_graph(model, loss)."
-            ) from self._graph_problem
+            raise no_graph_known(self.model, self._graph_problem) from self._graph_problem
         now = [float(group["lr"]) for group in optimizer.param_groups]
         initial = [*map(float, initial_lrs), *(initial_rate(r, self.decision) for r in now[len(initial_lrs) :])]
         put_state_in_order(optimizer, self.model, self.names_saved)
